@@ -1,0 +1,129 @@
+"""`jaxdp budget`: epsilon of a plan, or noise for a budget."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.table
+
+from jaxdp import accounting, sampling, training, transforms
+from jaxdp.training._console import epsilon_text
+from jaxdp.training._data import count_examples
+from jaxdp.training._errors import UserError
+from jaxdp.training._plots import plot_epsilon
+
+_POINTS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """A plan of one phase, as typed."""
+
+    examples: int | None
+    batch_size: float | None
+    sampling_probability: float | None
+    steps: int | None
+    noise_multiplier: float | None
+    epsilon: float | None
+    delta: float
+    accountant: str
+
+
+def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequence[Any], plot: Path) -> None:
+    """The budget of a configuration file."""
+    if any(value is not None for value in given):
+        raise UserError(
+            "--config already says what is planned: change single fields as --section.field value, such as "
+            "--privacy.epsilon 3, or leave --config out."
+        )
+    config = training.load_config(path, overrides)
+    plan = training.make_plan(config, count_examples(config))
+    for sentence in plan.warnings:
+        print(f"warning: {sentence}")
+    table = _table("phase", "steps", "expected batch", "noise multiplier", "epsilon after it")
+    for phase in plan.phases:
+        noise = "none" if phase.noise_multiplier is None else f"{phase.noise_multiplier:.4g}"
+        spent = epsilon_text(plan.epsilon_after(phase.last_step))
+        batch = f"{phase.sampler.expected_batch_size:,.6g}"
+        table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)
+    _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}")
+    if config.privacy.enabled:
+        ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
+        _draw(plan.curve, plot, config.privacy.delta, config.privacy.epsilon, ends)
+
+
+def from_numbers(numbers: Numbers, plot: Path) -> None:
+    """The budget of one phase of Poisson batches."""
+    sampler = _sampler(numbers)
+    steps = numbers.steps
+    if steps is None or steps < 1:
+        raise UserError("--steps must be a whole number of at least 1: say how many updates are planned.")
+    if (numbers.epsilon is None) == (numbers.noise_multiplier is None):
+        raise UserError(
+            "give either --noise-multiplier (to learn epsilon) or --epsilon (to learn the noise multiplier)."
+        )
+    clip = transforms.clip(1.0)
+    try:
+        noise = numbers.noise_multiplier or accounting.calibrate(
+            lambda noise: sampler(clip.dp_event(noise), steps),
+            numbers.epsilon or 0.0,
+            numbers.delta,
+            numbers.accountant,
+        )
+        event = clip.dp_event(float(noise))
+        points = sorted({-(-i * steps // _POINTS) for i in range(_POINTS + 1)})
+        spent = accounting.epsilon_curve(lambda count: sampler(event, count), points, numbers.delta, numbers.accountant)
+    except ValueError as error:
+        raise UserError(f"budget: {error}") from error
+    table = _table("steps", "epsilon")
+    for count, value in zip(points, spent, strict=True):
+        table.add_row(f"{count:,}", epsilon_text(value))
+    _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, accountant {numbers.accountant}")
+    _draw(list(zip(points, spent, strict=True)), plot, numbers.delta, numbers.epsilon, [("", steps)])
+
+
+def _sampler(numbers: Numbers) -> Any:
+    """A function (event of one release, steps) -> event."""
+    if numbers.sampling_probability is not None:
+        if numbers.batch_size is not None or numbers.examples is not None:
+            raise UserError("give either --sampling-probability, or --examples and --batch-size.")
+        probability = numbers.sampling_probability
+        if not 0 < probability <= 1:
+            raise UserError(f"--sampling-probability is {probability}: it must be above 0 and at most 1.")
+        # The plain event: without the number of examples there is no padded batch that could overflow.
+        import dp_accounting
+
+        return lambda event, count: dp_accounting.SelfComposedDpEvent(
+            dp_accounting.PoissonSampledDpEvent(probability, event), count
+        )
+    if numbers.examples is None or numbers.batch_size is None:
+        raise UserError("give --examples and --batch-size, or --sampling-probability, or --config FILE.")
+    if not 0 < numbers.batch_size <= numbers.examples:
+        raise UserError(
+            f"--batch-size is {numbers.batch_size:g} with {numbers.examples} examples: it must be above 0 and at most "
+            "that."
+        )
+    return sampling.PoissonSampling.from_expected_batch_size(numbers.examples, numbers.batch_size).event
+
+
+def _table(*columns: str) -> rich.table.Table:
+    table = rich.table.Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 and column == "phase" else "right")
+    return table
+
+
+def _show(table: rich.table.Table, caption: str) -> None:
+    console = rich.console.Console()
+    console.print(table)
+    console.print(caption, highlight=False)
+
+
+def _draw(curve: Any, path: Path, delta: float, target: float | None, ends: list[tuple[str, int]]) -> None:
+    try:
+        plot_epsilon(curve, path, delta=delta, target=target, ends=ends)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--plot {path} cannot be written ({error}): give the path of a PNG file.") from None
+    print(f"plot: {path}")

@@ -1,0 +1,250 @@
+"""The command line: `jaxdp train | resume | report | budget`."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+
+_DESCRIPTION = """Differentially private training.
+
+In use:
+  jaxdp train configs/tweets.toml
+  jaxdp train configs/tweets.toml --privacy.epsilon 3 --phase.1.steps 200
+  jaxdp resume runs/tweets-20250102-030405
+  jaxdp report runs/tweets-20250102-030405
+  jaxdp budget --config configs/tweets.toml
+  jaxdp budget --examples 33000 --batch-size 512 --steps 500 --epsilon 8
+
+`jaxdp COMMAND --help` says more about each."""
+
+# The --section.field options of a call: they belong to the configuration, not to the command.
+Overrides = list[tuple[str, str]]
+Work = Callable[[Overrides], None]
+
+_ConfigFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+_RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+
+
+_Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
+_File = Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")]
+_Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+_Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
+
+
+def train(config: _ConfigFile, run_dir: _Folder = None, seed: _Count = None) -> Work:
+    """Train what a configuration file describes.
+
+    Args:
+      config: the TOML file.
+      run_dir: a new directory for everything that the run writes; runs/NAME-DATE-TIME if not given.
+      seed: for reproducible experiments only, as whoever knows it can take the noise off; without it the randomness
+        comes from the operating system.
+    """
+
+    def work(overrides: Overrides) -> None:
+        from jaxdp import training
+
+        loaded = training.load_config(config, overrides)
+        directory = training.default_run_dir(config) if run_dir is None else run_dir
+        _attended(directory, lambda display: training.train(loaded, directory, display, seed))
+
+    return work
+
+
+def resume(run: _RunFolder) -> Work:
+    """Go on with a run that was stopped (Ctrl-C) or killed.
+
+    It ends with exactly the model that it would have had without the stop: all randomness is a function of the saved
+    key and the step. It is refused if the data, the model, the configuration or the software changed.
+
+    In use: jaxdp resume runs/tweets-20250102-030405
+
+    Args:
+      run: the run's directory.
+    """
+
+    def work(overrides: Overrides) -> None:
+        from jaxdp import training
+
+        _refuse(overrides, "resume")
+        _attended(run, lambda display: training.resume(run, display))
+
+    return work
+
+
+def report(run: _RunFolder) -> Work:
+    """Draw the plots of a run and write its report.md and report.html again.
+
+    Works on runs that are not finished, too.
+
+    In use: jaxdp report runs/tweets-20250102-030405
+
+    Args:
+      run: the run's directory.
+    """
+
+    def work(overrides: Overrides) -> None:
+        from jaxdp import training
+
+        _refuse(overrides, "report")
+        for path in training.write_report(training.RunDirectory(run)):
+            print(path)
+
+    return work
+
+
+def budget(
+    config: _File = None,
+    examples: _Count = None,
+    batch_size: _Number = None,
+    sampling_probability: _Number = None,
+    steps: _Count = None,
+    noise_multiplier: _Number = None,
+    epsilon: _Number = None,
+    delta: float = 1e-5,
+    accountant: Literal["pld", "rdp"] = "pld",
+    plot: Path = Path("budget.png"),
+) -> Work:
+    """Say what a plan costs, or how much noise a budget needs; nothing is trained.
+
+    Prints a table and draws epsilon over steps.
+
+    In use:
+      jaxdp budget --config configs/tweets.toml --privacy.epsilon 3
+      jaxdp budget --examples 33000 --batch-size 512 --steps 500 --noise-multiplier 0.8
+      jaxdp budget --sampling-probability 0.01 --steps 500 --epsilon 8 --delta 1e-6
+
+    Args:
+      config: a configuration file whose phases, noise and delta are used (with any --section.field given).
+      examples: number of training examples.
+      batch_size: expected number of examples in a Poisson batch.
+      sampling_probability: instead of --examples and --batch-size.
+      steps: number of updates.
+      noise_multiplier: std of the noise over the sensitivity; gives epsilon.
+      epsilon: the budget; gives the noise multiplier.
+      delta: of the guarantee; best below one over the number of examples.
+      accountant: pld is the tight one.
+      plot: the PNG file to write.
+    """
+
+    def work(overrides: Overrides) -> None:
+        from jaxdp import _cli_budget as commands
+
+        given = (examples, batch_size, sampling_probability, steps, noise_multiplier, epsilon)
+        if config is not None:
+            commands.from_config(config, overrides, given, plot)
+        else:
+            _refuse(overrides, "budget without --config")
+            commands.from_numbers(commands.Numbers(*given, delta, accountant), plot)
+
+    return work
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: exit code 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+    work = _parse(rest)
+    try:
+        work(overrides)
+    except Exception as error:
+        from jaxdp.training import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        _fail(str(error))
+
+
+def _parse(arguments: list[str]) -> Work:
+    """The command to run; a mistake in its arguments is one sentence, not a box."""
+    description = train.__doc__ or ""
+    if arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments):
+        from jaxdp._cli_help import fields
+
+        description = description.replace("    Args:", fields() + "\n    Args:", 1)
+    explained = _with_doc(train, description)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {"train": explained, "resume": resume, "report": report, "budget": budget},
+                prog="jaxdp",
+                description=_DESCRIPTION,
+                args=arguments,
+            )
+    except SystemExit as stop:
+        if stop.code:
+            _fail(_sentence(said.getvalue()))
+        raise
+
+
+def _with_doc(function: Callable, doc: str) -> Callable:
+    function.__doc__ = doc
+    return function
+
+
+def _sentence(box: str) -> str:
+    """The text inside the box that the parser draws, put into words."""
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
+    words = " ".join(line for line in lines[1:] if line and not line.startswith("For full helptext"))
+    if found := re.search(r"Error parsing (--[\w-]+): .*?(?:from|to parse) \[?'(.*?)'\]?[;. ]", words):
+        return f"{found[1]} is {found[2]!r}, which is not of the right kind: see its --help."
+    if found := re.match(r"Missing from jaxdp (\w+): (\w+) (.*?)\.? \(required\)", words):
+        return f"{found[1]} needs {found[2]}, {found[3]}: see `jaxdp {found[1]} --help`."
+    if found := re.match(r"Unrecognized options: (.*?)(?: Available subcommands: (.*)|$)", words):
+        known = f": use one of {found[2]}." if found[2] else ": see `jaxdp --help`."
+        return f"{found[1]} is not understood{known}"
+    return f"{words.rstrip('.')}: see `jaxdp --help`."
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], Overrides]:
+    """Take the --section.field options out of the arguments."""
+    rest: list[str] = []
+    overrides: Overrides = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(remaining, None)
+            if value is None:
+                _fail(f"{name} has no value: write {name} VALUE.")
+        overrides.append((name.removeprefix("--").replace("-", "_"), value))
+    return rest, overrides
+
+
+def _refuse(overrides: Overrides, command: str) -> None:
+    if overrides:
+        _fail(f"{command} takes no --{overrides[0][0]}: that is for `jaxdp train`.")
+
+
+def _fail(sentence: str) -> NoReturn:
+    print(f"jaxdp: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _attended(directory: Path, work: Callable[[Any], Any]) -> None:
+    """Run with a display; after Ctrl-C say how to go on."""
+    from jaxdp import training
+
+    display = training.make_display()
+    try:
+        work(display)
+    except (training.Interrupted, KeyboardInterrupt):
+        display.close()
+        saved = training.RunDirectory(directory).manifest.exists()
+        say = f"go on with: jaxdp resume {directory}" if saved else "nothing was saved yet."
+        print(f"\nstopped; {say}", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        display.close()
+
+
+if __name__ == "__main__":
+    main()

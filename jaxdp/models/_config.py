@@ -1,0 +1,149 @@
+"""The shape of a BERT encoder, read from and written to a Hugging Face ``config.json``."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+# What the encoder does when the key is present; any other value means another architecture.
+_FIXED = {
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of a BERT encoder (post-LayerNorm, exact gelu, absolute positions).
+
+    Args:
+        vocab_size: number of token ids.
+        hidden_size: width of a hidden state; a multiple of `num_attention_heads`.
+        num_hidden_layers: number of transformer layers.
+        num_attention_heads: attention heads per layer.
+        intermediate_size: width of the feed-forward layer.
+        max_position_embeddings: longest sequence, in tokens.
+        type_vocab_size: number of token types.
+        layer_norm_eps: added to the variance in every LayerNorm.
+        initializer_range: standard deviation of freshly drawn kernels.
+        pad_token_id: the id that fills padded places.
+        dropout: rate of every dropout while training. It does not come from ``config.json`` and is 0 unless
+            it is asked for: the clipping and the noise of private training already regularise.
+
+    Raises:
+        ValueError: a size below 1, heads that do not divide the width, or a dropout outside [0, 1).
+
+    Example:
+        >>> BertConfig(hidden_size=32, num_attention_heads=4).head_size
+        8
+    """
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name in _FIELDS:
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout!r}.")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, dropout: float = 0.0) -> "BertConfig":
+        """Read the keys of a Hugging Face ``config.json``.
+
+        Args:
+            values: the parsed JSON object; keys that do not change the forward pass are ignored.
+            dropout: the rate while training (the file's own rate belongs to its pretraining).
+
+        Returns:
+            The config.
+
+        Raises:
+            ValueError: another architecture, activation or kind of position embedding, or a missing size.
+        """
+        for key, expected in _FIXED.items():
+            found = values.get(key, None if key == "model_type" else expected)
+            if found != expected:
+                raise ValueError(
+                    f"config.json has {key} = {found!r}, but only {expected!r} can be loaded: use a BERT "
+                    "encoder's directory."
+                )
+        missing = [name for name in _FIELDS if name not in values]
+        if missing:
+            raise ValueError(f"config.json lacks {', '.join(missing)}: use a BERT encoder's directory.")
+        sizes = {name: values[name] for name in _FIELDS}
+        return cls(
+            **sizes,
+            layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+            initializer_range=float(values.get("initializer_range", 0.02)),
+            pad_token_id=int(values.get("pad_token_id", 0)),
+            dropout=dropout,
+        )
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, *, dropout: float = 0.0) -> "BertConfig":
+        """Read ``config.json`` of a Hugging Face directory; see `from_dict`."""
+        return cls.from_dict(read_config(directory), dropout=dropout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``config.json`` holds, readable by `from_dict` and by transformers."""
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return {
+            "architectures": ["BertModel"],
+            **_FIXED,
+            **values,
+            "layer_norm_eps": self.layer_norm_eps,
+            "initializer_range": self.initializer_range,
+            "pad_token_id": self.pad_token_id,
+            "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout,
+        }
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """``config.json`` of a directory as a dict, or a sentence that says what is missing."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: the model directory must hold config.json and model.safetensors."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): download it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}.")
+    return values

@@ -1,0 +1,14 @@
+"""Per-example gradients of any JAX model, without storing them."""
+
+from jaxdp.per_example._api import PerExampleGrads, per_example_grad
+from jaxdp.per_example._groups import Groups, resolve_groups
+from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum
+
+__all__ = [
+    "Groups",
+    "PerExampleGrads",
+    "per_example_grad",
+    "resolve_groups",
+    "stacked_squared_norms",
+    "stacked_weighted_sum",
+]

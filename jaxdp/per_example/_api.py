@@ -1,0 +1,202 @@
+"""`per_example_grad`: per-example gradients as a small algebra, computed only as far as it is asked."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxdp.per_example import _check
+from jaxdp.per_example._ghost import ghost
+from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
+from jaxdp.per_example._materialize import Materialized, materialize
+from jaxdp.per_example._microbatches import reduce_microbatches
+
+PyTree = Any
+Method = Literal["auto", "ghost", "materialize"]
+WeightFn = Callable[[Any], Any]
+
+_METHODS: dict[str, Callable] = {"auto": ghost, "ghost": ghost, "materialize": materialize}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PerExampleGrads:
+    r"""The gradients $g_1, \dots, g_B$ of a batch's examples, never stored unless asked for.
+
+    Not a pytree on purpose: `jax.tree.map` over it (scaling it, say) would silently change a sensitivity. Nothing is
+    computed until a method is called, and everything it returns is **private** until noise is added to it.
+    Examples that are masked out contribute zero everywhere.
+
+    Attributes:
+      batch_size: the padded batch's size B, a public constant.
+    """
+
+    _loss: Callable
+    _params: PyTree
+    _batch: PyTree
+    _mask: Bool[Array, " batch"]
+    _microbatch_size: int | None
+    _method: str
+    batch_size: int
+
+    def squared_norms(
+        self, groups: GroupSpec = "all"
+    ) -> Float[Array, " batch"] | dict[Hashable, Float[Array, " batch"]]:
+        r"""Squared gradient norms $\|g_i\|^2$, of the whole gradient or of each clipping group.
+
+        Args:
+          groups: `"all"`, `"param"`, or a function from a leaf's path to the name of its group.
+
+        Returns:
+          float32 `[batch]` for `"all"`, otherwise a dict of such arrays by group. NaN or Inf where a gradient is.
+        """
+        resolved = resolve_groups(groups, self._params)
+        norms, _ = self._reduce(resolved, lambda lin, mask: (_masked(lin.squared_norms(), mask), ()))
+        return _by_group(norms, resolved, groups)
+
+    def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree:
+        r"""$\sum_i w_i g_i$, where an example of weight zero is left out even if its gradient is NaN.
+
+        Args:
+          weights: `[batch]`, one for each example.
+
+        Returns:
+          A pytree like the parameters, float32 or better.
+        """
+        if jnp.shape(weights) != (self.batch_size,):
+            raise ValueError(f"weights has shape {jnp.shape(weights)} where the batch needs ({self.batch_size},).")
+        groups = resolve_groups("all", self._params)
+
+        def microbatch(lin: Any, mask: Array, w: Array) -> tuple[tuple, PyTree]:
+            return (), lin.weighted_sum(_masked(w[:, None].astype(jnp.float32), mask))
+
+        return self._reduce(groups, microbatch, weights)[1]
+
+    def clipped_sum(self, weight_fn: WeightFn, groups: GroupSpec = "all") -> PyTree:
+        r"""$\sum_i w(\|g_i\|^2)\, g_i$: the weights are a function of the norms, found in the same pass.
+
+        Args:
+          weight_fn: from squared norms to weights, both in the form `squared_norms` returns. It must map NaN and
+            Inf to 0, so that an example without a finite gradient contributes nothing.
+          groups: as in `squared_norms`.
+
+        Returns:
+          A pytree like the parameters, float32 or better.
+
+        Example:
+          >>> import jax.numpy as jnp, jaxdp
+          >>> grads = jaxdp.per_example_grad(lambda w, x: w @ x)(jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
+          >>> grads.clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
+          Array([0.6, 1.3], dtype=float32)
+        """
+        resolved = resolve_groups(groups, self._params)
+
+        def microbatch(lin: Any, mask: Array) -> tuple[tuple, PyTree]:
+            weights = weight_fn(_by_group(lin.squared_norms(), resolved, groups))
+            if groups != "all":
+                weights = jnp.stack([weights[name] for name in resolved.names], axis=1)
+            else:
+                weights = weights[:, None]
+            return (), lin.weighted_sum(_masked(weights, mask))
+
+        return self._reduce(resolved, microbatch)[1]
+
+    def materialize(self) -> PyTree:
+        """All gradients as a pytree with a leading batch axis: B times the parameters' memory."""
+        _, grads, _ = _materialized(self)
+        return grads
+
+    @property
+    def values(self) -> Float[Array, " batch"]:
+        """The examples' losses, `[batch]`: private, so not to be printed as they are."""
+        return self._forward()[0]
+
+    @property
+    def aux(self) -> PyTree:
+        """The second output of a loss with `has_aux=True`, with a leading batch axis: private."""
+        return self._forward()[1]
+
+    def _forward(self) -> tuple[Array, PyTree]:
+        values, aux = jax.vmap(self._loss, in_axes=(None, 0))(self._params, self._batch)
+        return _masked(values, self._mask), jax.tree.map(lambda x: _masked(x, self._mask), aux)
+
+    def _reduce(self, groups: Groups, fn: Callable, *per_example: Array) -> tuple[PyTree, PyTree]:
+        linearize = _METHODS[self._method]
+
+        def microbatch(batch: PyTree, mask: Array, *rest: Array) -> tuple[PyTree, PyTree]:
+            return fn(linearize(self._loss, self._params, batch, groups), mask, *rest)
+
+        return reduce_microbatches(microbatch, self._batch, self._mask, self._microbatch_size, *per_example)
+
+
+def _masked(x: Array, mask: Array) -> Array:
+    return jnp.where(mask.reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+
+
+def _by_group(norms: Array, groups: Groups, spec: GroupSpec) -> Any:
+    if spec == "all":
+        return norms[:, 0]
+    return {name: norms[:, i] for i, name in enumerate(groups.names)}
+
+
+def _materialized(grads: PerExampleGrads) -> tuple[Array, PyTree, PyTree]:
+    groups = resolve_groups("all", grads._params)
+    lin: Materialized = materialize(grads._loss, grads._params, grads._batch, groups)
+    return lin.values, jax.tree.map(lambda g: _masked(g, grads._mask), lin.grads), lin.aux
+
+
+def per_example_grad(
+    loss: Callable, *, has_aux: bool = False, method: Method = "auto"
+) -> Callable[..., PerExampleGrads]:
+    r"""Per-example gradients $g_i = \nabla_\theta\, \ell(\theta, x_i)$ of any JAX model, without storing them.
+
+    The loss is written for one example, so nothing in it can mix examples. It is traced once; every equation that
+    consumes a parameter is rewritten to report, beside its ordinary cotangents, what this example's gradient of that
+    parameter looks like (its squared norm, or its share of a weighted sum).
+
+    Args:
+      loss: `loss(params, example) -> scalar`, or `(scalar, aux)` with `has_aux`. `params` is any pytree of
+        floating-point arrays. Randomness such as dropout takes its key from the example: carry one key per
+        example in the batch, so that every pass of a step sees the same gradient.
+      has_aux: whether the loss returns a pair.
+      method: `"ghost"` finds the norms in one backward pass and the clipped sum in a second one, with the memory of
+        ordinary training; `"materialize"` is the reference, `vmap(grad)`; `"auto"` chooses.
+
+    Returns:
+      `f(params, batch, *, mask=None, microbatch_size=None) -> PerExampleGrads`, to be called under `jax.jit`. `batch`
+      is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a padded batch;
+      with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that stops after
+      the last real one, so one compilation serves every batch that a sampler draws.
+
+    Raises:
+      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      ValueError: the batch's leaves differ in their leading axis, or a parameter does not reach the loss.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxdp
+      >>> def loss(params, example):
+      ...     return 0.5 * jnp.square(example["x"] @ params["w"] - example["y"])
+      >>> params = {"w": jnp.zeros(2)}
+      >>> batch = {"x": jnp.array([[3.0, 4.0], [1.0, 0.0]]), "y": jnp.array([1.0, 2.0])}
+      >>> jaxdp.per_example_grad(loss)(params, batch).squared_norms()
+      Array([25.,  4.], dtype=float32)
+
+    References:
+      Li et al., Large Language Models Can Be Strong Differentially Private Learners, arXiv 2110.05679.
+    """
+    if method not in _METHODS:
+        raise ValueError(f"method is {method!r}: use one of {', '.join(map(repr, _METHODS))}.")
+    checked = _check.call_loss(loss, has_aux)
+
+    def f(
+        params: PyTree, batch: PyTree, *, mask: Array | None = None, microbatch_size: int | None = None
+    ) -> PerExampleGrads:
+        _check.check_params(params)
+        size = _check.check_batch(batch, mask)
+        micro = _check.check_microbatch_size(microbatch_size, size)
+        full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
+        return PerExampleGrads(checked, params, batch, full, micro, method, size)
+
+    return f

@@ -1,0 +1,89 @@
+"""Where `vmap` over examples must do something other than batch every operation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+# Per-example gradients of one use up to this many elements are made for the whole batch at once.
+_VECTORISED_ELEMENTS = 1 << 22
+
+
+@custom_vmap
+def force_batched(x: Array, anchor: Array) -> Array:
+    """`x`, with a batch axis of its own even if no example entered it.
+
+    Without it the cotangent of an unbatched output would arrive already summed over the batch.
+    """
+    del anchor
+    return x
+
+
+@force_batched.def_vmap
+def _(axis_size: int, in_batched: Sequence[bool], x: Array, anchor: Array) -> tuple[Array, bool]:
+    del anchor
+    return (x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))), True
+
+
+def contracted_over_batch(
+    weighted_sum: Callable, weight: Array, total: Array, operands: dict[int, Array], cts: list[Array]
+) -> Array:
+    """`weighted_sum` over the whole batch in one go, unbatched: `vmap` alone would stack B gradients first.
+
+    `total` is (an entry of) the shadow whose cotangent this is; only whether it has a batch axis is looked at.
+    """
+
+    @custom_vmap
+    def contract(weight: Array, total: Array, operands: dict[int, Array], cts: list[Array]) -> Array:
+        del total
+        return weighted_sum(weight[None], operands, dict.fromkeys(operands, False), [ct[None] for ct in cts])
+
+    @contract.def_vmap
+    def _(
+        axis_size: int,
+        in_batched: Any,
+        weight: Array,
+        total: Array,
+        operands: dict[int, Array],
+        cts: list[Array],
+    ) -> tuple[Array, bool]:
+        weight_batched, total_batched, batched, cts_batched = in_batched
+        if total_batched:
+            # The sum over the batch would be given to every example and added up again: B times too large.
+            raise NotImplementedError(
+                "a parameter acquired a batch axis inside the loss, where its gradient cannot be attributed to "
+                'examples: use method="materialize" for this model.'
+            )
+
+        def full(x: Array, has_axis: bool) -> Array:
+            return x if has_axis else jnp.broadcast_to(x, (axis_size, *x.shape))
+
+        all_cts = [full(ct, b) for ct, b in zip(cts, cts_batched, strict=True)]
+        return weighted_sum(full(weight, weight_batched), operands, batched, all_cts), False
+
+    return contract(weight, total, operands, cts)
+
+
+def one_at_a_time_sum(
+    gradient: Callable,
+    weights: Float[Array, " batch"],
+    operands: dict[int, Any],
+    batched: dict[int, bool],
+    cts: Sequence[Array],
+) -> Array:
+    """Weighted sum of one-example gradients that have no better rule, few of them alive at a time."""
+    own = {i: x for i, x in operands.items() if batched[i]}
+
+    def one(weight: Array, own: dict[int, Any], cts: list[Array]) -> Array:
+        grad = gradient({**operands, **own}, cts)
+        return jnp.where(weight == 0, 0, weight.astype(grad.dtype) * grad)
+
+    xs = (weights, own, list(cts))
+    struct = jax.eval_shape(lambda x: one(*jax.tree.map(lambda y: y[0], x)), xs)
+    if struct.size * weights.shape[0] <= _VECTORISED_ELEMENTS:
+        return jnp.sum(jax.vmap(one)(*xs), axis=0)
+    total, _ = jax.lax.scan(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)
+    return total

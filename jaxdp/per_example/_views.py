@@ -1,0 +1,125 @@
+"""Equations on parameters alone: the weight they give is another weight, no example is involved yet."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxdp.per_example._compat import eval_eqn, is_literal
+from jaxdp.per_example._values import Entry, Plain, Shadow, Weight, wide_dtype
+
+# Linear in their first operand and free of arithmetic, so they apply to a float32 shadow as they are.
+_LINEAR = frozenset(
+    {
+        "reshape",
+        "transpose",
+        "squeeze",
+        "expand_dims",
+        "slice",
+        "rev",
+        "broadcast_in_dim",
+        "dynamic_slice",
+        "copy",
+    }
+)
+# A gather repeats rows, a convolution or a matrix product is a use: none of these is worth differentiating twice.
+_NEVER_DERIVED = frozenset({"gather", "scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+def is_derivable(eqn: Any, operands: Sequence[Entry]) -> bool:
+    """Whether the outputs are again functions of parameters and constants only."""
+    if eqn.primitive.name in _NEVER_DERIVED or not any(isinstance(x, Weight) for x in operands):
+        return False
+    return all(isinstance(x, Weight) or x.fixed for x in operands)
+
+
+def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
+    """Evaluate an equation on parameters and constants, and carry the shadows along."""
+    weights = [x for x in operands if isinstance(x, Weight)]
+    values = [x.value for x in operands]
+    outs = eval_eqn(eqn, values)
+    if eqn.primitive.name == "stop_gradient":
+        return [Plain(out, fixed=True) for out in outs]
+    leaves = sorted({leaf for w in weights for leaf in w.shadows})
+    shadows: list[dict[int, Shadow]] = [{} for _ in outs]
+    for leaf in leaves:
+        totals = _push(eqn, operands, [_tangent(x, leaf, "total") for x in operands], outs)
+        has_own = any(x.shadows[leaf].own is not None for x in weights if leaf in x.shadows)
+        owns = _push(eqn, operands, [_tangent(x, leaf, "own") for x in operands], outs) if has_own else None
+        for i, total in enumerate(totals):
+            if total is not None:
+                shadows[i][leaf] = Shadow(total, None if owns is None else owns[i])
+    isometric = len(weights) == 1 and weights[0].isometric and _keeps_norm(eqn)
+    shared = any(w.shared for w in weights)
+    box, aligned = _box(eqn, weights[0])
+    return [
+        Weight(out, shadow, isometric, shared, box, aligned) if shadow else Plain(out, fixed=True)
+        for out, shadow in zip(outs, shadows, strict=True)
+    ]
+
+
+def _tangent(entry: Entry, leaf: int, kind: str) -> Any:
+    """The shadow of `leaf` along one operand, or None where the operand does not depend on it."""
+    if isinstance(entry, Weight) and leaf in entry.shadows:
+        return getattr(entry.shadows[leaf], kind)
+    return None
+
+
+def _push(eqn: Any, operands: Sequence[Entry], tangents: Sequence[Any], outs: Sequence[Any]) -> list[Any]:
+    """Push float32 tangents through the equation; None for outputs without a gradient."""
+    if not any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+        return [None] * len(outs)
+    if eqn.primitive.name == "convert_element_type":
+        return [tangents[0]]
+    if eqn.primitive.name in _LINEAR and tangents[0] is not None:
+        return eval_eqn(eqn, [tangents[0], *[x.value for x in operands[1:]]])
+    active = [i for i, t in enumerate(tangents) if t is not None]
+    values = [x.value for x in operands]
+
+    def apply(*xs: Any) -> list[Any]:
+        full = list(values)
+        for i, x in zip(active, xs, strict=True):
+            full[i] = x
+        return eval_eqn(eqn, full)
+
+    primals = [values[i] for i in active]
+    dots = [tangents[i].astype(values[i].dtype) for i in active]
+    _, out_dots = jax.jvp(apply, primals, dots)
+    return [
+        dot.astype(wide_dtype(dot.dtype)) if jnp.issubdtype(out.dtype, jnp.floating) else None
+        for out, dot in zip(outs, out_dots, strict=True)
+    ]
+
+
+def _keeps_norm(eqn: Any) -> bool:
+    """Whether the transpose of this view preserves norms: it moves or drops entries, and repeats none."""
+    name = eqn.primitive.name
+    if name == "broadcast_in_dim":
+        return eqn.outvars[0].aval.size == eqn.invars[0].aval.size
+    if name == "convert_element_type":
+        return bool(jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating))
+    return name in _LINEAR
+
+
+def _box(eqn: Any, weight: Weight) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """The part of the leaf that a view of `weight` shows."""
+    name = eqn.primitive.name
+    if weight.aligned and name == "slice":
+        starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
+        inner = zip(weight.box, starts, limits, strict=True)
+        return tuple((lo + start, lo + stop) for (lo, _), start, stop in inner), eqn.params["strides"] is None
+    return weight.box, weight.aligned and name in ("convert_element_type", "copy")
+
+
+def fixed_outputs(jaxpr: Any, fixed_inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs of a jaxpr depend on fixed inputs and constants only."""
+    fixed = {v for v, f in zip(jaxpr.invars, fixed_inputs, strict=True) if f} | set(jaxpr.constvars)
+
+    def is_fixed(atom: Any) -> bool:
+        return is_literal(atom) or atom in fixed
+
+    for eqn in jaxpr.eqns:
+        if all(map(is_fixed, eqn.invars)):
+            fixed.update(eqn.outvars)
+    return [is_fixed(v) for v in jaxpr.outvars]

@@ -1,0 +1,98 @@
+"""The model of a run as plain dictionaries of arrays, and its loss and logits of one example."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from jaxdp import models
+from jaxdp.training._config import ModelConfig
+from jaxdp.training._errors import UserError
+
+Params = dict[str, Array]
+Example = models.TextExample | models.HiddenExample | models.FeatureExample
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classifier:
+    """A `SequenceClassifier`, taken apart.
+
+    Attributes:
+      graphdef: its structure.
+      variables: its variables by path, without their values' meaning; templates for putting it together again.
+      params: the values by path, as loaded.
+      directory: where the pretrained encoder came from.
+    """
+
+    graphdef: Any
+    variables: dict[str, tuple[tuple[Any, ...], Any]]
+    params: Params
+    directory: Path
+
+    def build(self, params: Params) -> models.SequenceClassifier:
+        """The module with these values."""
+        flat = [(path, variable.replace(params[name])) for name, (path, variable) in self.variables.items()]
+        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+    def trained_paths(self, selection: str | tuple[str, ...], field: str) -> tuple[str, ...]:
+        """The parameters that a phase trains."""
+        try:
+            return models.trainable_paths(selection, self.build(self.params))
+        except ValueError as error:
+            raise UserError(f"{field}: {error}") from error
+
+    def frozen_layers(self, selection: str | tuple[str, ...]) -> int | None:
+        """How many layers from the bottom a phase leaves as they are; None if not even the embeddings."""
+        return models.frozen_layers(selection, self.build(self.params))
+
+    def loss(self, params: Params, example: Example, start: int) -> Array:
+        """Cross-entropy of one example, in training mode."""
+        return models.cross_entropy(self._logits(params, example, start, False), example.label)
+
+    def logits(self, params: Params, example: Example, start: int) -> Array:
+        """Logits of one example, in evaluation mode."""
+        return self._logits(params, example, start, True)
+
+    def _logits(self, params: Params, example: Example, start: int, deterministic: bool) -> Array:
+        model = self.build(params)
+        if isinstance(example, models.FeatureExample):
+            return model.classify(example.features)
+        if isinstance(example, models.HiddenExample):
+            inputs = (example.hidden, example.mask, start)
+            return model.from_hidden(*inputs, key=example.key, deterministic=deterministic)
+        return model(example.ids, example.mask, key=example.key, deterministic=deterministic)
+
+
+def load_classifier(config: ModelConfig, directory: Path, label_names: Sequence[str]) -> Classifier:
+    """The pretrained encoder with a new head on it."""
+    try:
+        encoder = models.load_pretrained(directory, dropout=config.dropout)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.path: {error}") from error
+    model = models.SequenceClassifier(
+        encoder,
+        len(label_names),
+        label_names=tuple(label_names),
+        normalize=config.normalize,
+        feature_scale=config.feature_scale if config.feature_scale != 1.0 else None,
+    )
+    graphdef, state = nnx.split(model)
+    variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
+    params = {name: variable[...] for name, (_, variable) in variables.items()}
+    return Classifier(graphdef, variables, params, directory)
+
+
+def fingerprint(params: Params) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        array = np.asarray(jax.device_get(params[name]))
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""The fields of a configuration file, their types and the checks that need nothing but the file."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Selection = str | tuple[str, ...]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(_Section):
+    """`[data]`: what is trained on."""
+
+    source: str = Field(
+        description='"tweets", "movie_sentences", "newsgroups", or the path of a CSV, JSONL or Parquet file'
+    )
+    text_column: str | None = Field(None, description="the column of a file that holds the text")
+    label_column: str | None = Field(None, description="the column of a file that holds the label")
+    max_length: Annotated[int, Field(ge=4)] = Field(32, description="tokens kept of each text")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="share of the examples kept for evaluation; they are outside the guarantee"
+    )
+    held_out_limit: Count | None = Field(None, description="evaluate on at most so many of them")
+    train_limit: Count | None = Field(None, description="train on so many examples only")
+    cache: str | None = Field(
+        None, description="directory for the outputs of frozen layers, to be shared by runs; private like the data"
+    )
+
+
+class ModelConfig(_Section):
+    """`[model]`: what is trained."""
+
+    path: str = Field("minilm", description='"minilm", or the path of a Hugging Face directory with a BERT encoder')
+    train: Selection | None = Field(None, description="what the phases train that do not say it themselves")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout rate of what a phase runs live")
+    normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
+    feature_scale: Positive = Field(1.0, description="a public constant that multiplies the features")
+
+
+class PrivacyConfig(_Section):
+    """`[privacy]`: the guarantee."""
+
+    enabled: bool = Field(True, description="false trains a baseline WITHOUT any guarantee")
+    epsilon: Positive | None = Field(None, description="the budget of the whole run; the noise is calibrated to it")
+    noise_multiplier: Positive | None = Field(None, description="the noise itself, instead of epsilon")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="the guarantee's delta")
+    accountant: Literal["pld", "rdp"] = Field("pld", description='"pld" (tight) or "rdp"')
+
+    @model_validator(mode="after")
+    def _one_of_epsilon_and_noise(self) -> "PrivacyConfig":
+        if self.enabled and self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError(
+                "privacy.epsilon is missing: give it, or privacy.noise_multiplier, or set privacy.enabled = false "
+                "for a baseline without a guarantee."
+            )
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                "privacy.epsilon and privacy.noise_multiplier are both given, and each one determines the other: "
+                "remove one of them."
+            )
+        return self
+
+
+class ClippingConfig(_Section):
+    """`[clipping]`: how the influence of one example is bounded."""
+
+    max_norm: Positive = Field(1.0, description="clipping norm of one example's gradient")
+    groups: Literal["all", "param"] = Field("all", description='"all" (one norm) or "param" (each parameter)')
+    rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
+    normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
+
+
+class PhaseConfig(_Section):
+    """`[[phase]]`: one stretch of training; all phases share the budget."""
+
+    name: str = Field("", description="a word for logs and for overrides; by default what is trained")
+    train: Selection = Field(
+        "", description='"head", "bias", "last:2", "all", or a list of patterns of parameter paths'
+    )
+    steps: Count = Field(description="number of updates")
+    batch_size: Positive | Literal["full"] = Field(
+        description='expected number of examples in a Poisson batch, or "full" for all of them at every step'
+    )
+    padded_batch_size: Count | None = Field(None, description="room for a drawn batch; chosen if not given")
+    microbatch_size: Count | None = Field(
+        None, description="examples worked on at a time, which sets the memory; the whole batch if not given"
+    )
+    features: Literal["cached", "live"] = Field(
+        "live", description='"cached" runs what lies below the trained part once and keeps its outputs'
+    )
+    noise_weight: Positive = Field(
+        1.0, description="the phase's noise multiplier relative to the other phases' (more noise costs less budget)"
+    )
+    max_norm: Positive | None = Field(None, description="the phase's own clipping norm")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="the update rule")
+    learning_rate: Positive = Field(description="its learning rate, the peak of the schedule")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it decays to zero")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps over which it rises from zero")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.999), description="decay rates of Adam's moments"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="momentum of sgd")
+    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay (adamw)")
+    evaluations: Count = Field(10, description="number of evaluations on the held-out data during the phase")
+
+    @field_validator("train")
+    @classmethod
+    def _known_selection(cls, train: Selection) -> Selection:
+        if train == ():
+            raise ValueError('%FIELD% is []: name at least one pattern of parameter paths, such as "head/*".')
+        if isinstance(train, tuple) or train in ("", "all", "bias", "head"):
+            return train
+        kind, _, count = train.partition(":")
+        if kind == "last" and count.isdigit() and int(count) >= 1:
+            return train
+        raise ValueError(
+            f'%FIELD% is "{train}": use "head", "bias", "all", "last:N" with N encoder layers, '
+            "or a list of patterns of parameter paths."
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PhaseConfig":
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"%FIELD%.warmup_steps is {self.warmup_steps} of {self.steps} steps: make it less than steps."
+            )
+        if self.weight_decay and self.optimizer != "adamw":
+            raise ValueError(
+                f'%FIELD%.weight_decay has no meaning for optimizer = "{self.optimizer}": use "adamw" or remove it.'
+            )
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(
+                f'%FIELD%.momentum has no meaning for optimizer = "{self.optimizer}": use betas, or "sgd".'
+            )
+        if self.batch_size == "full" and self.padded_batch_size is not None:
+            raise ValueError('%FIELD%.padded_batch_size has no meaning with batch_size = "full": remove it.')
+        if self.padded_batch_size is not None and self.batch_size > self.padded_batch_size:  # pyright: ignore
+            raise ValueError(
+                f"%FIELD%.padded_batch_size is {self.padded_batch_size}, below the expected batch_size of "
+                f"{self.batch_size:g}: make it larger, or remove it and let it be chosen."
+            )
+        return self
+
+
+class LogConfig(_Section):
+    """`[log]`: what is written while training."""
+
+    checkpoint_seconds: NotNegative = Field(60.0, description="time between checkpoints; 0 saves after every step")
+    private_metrics: bool = Field(
+        False, description="also log train loss, drawn batch size and clipped share: OUTSIDE the guarantee"
+    )
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    privacy: PrivacyConfig
+    clipping: ClippingConfig = ClippingConfig()  # pyright: ignore[reportCallIssue]
+    phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
+    log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_phases(cls, raw: object) -> object:
+        """Give each phase what it trains and a name of its own."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("phase"), tuple):
+            return raw
+        model = raw.get("model")
+        default = model.get("train") if isinstance(model, dict) else None
+        phases, taken = [], set()
+        for number, phase in enumerate(raw["phase"], 1):
+            if not isinstance(phase, dict):
+                return raw
+            phase = dict(phase)
+            phase.setdefault("train", default if default is not None else "all")
+            if not phase.get("name"):
+                train = phase["train"]
+                name = train.replace(":", "") if isinstance(train, str) else f"phase{number}"
+                phase["name"] = name if name not in taken else f"{name}{number}"
+            if phase["name"] in taken:
+                raise ValueError(f'phase {number} and another one are both named "{phase["name"]}": rename one.')
+            taken.add(phase["name"])
+            phases.append(phase)
+        return raw | {"phase": tuple(phases)}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.data.source not in NAMED_SOURCES:
+            for column in ("text_column", "label_column"):
+                if getattr(self.data, column) is None:
+                    raise ValueError(f"data.{column} is missing: name the column of {self.data.source} to read.")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of all phases."""
+        return sum(phase.steps for phase in self.phase)
+
+
+NAMED_SOURCES = ("tweets", "movie_sentences", "newsgroups")

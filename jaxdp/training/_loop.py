@@ -1,0 +1,222 @@
+"""The host's loop: phases, steps, evaluations, checkpoints, and stopping in good order."""
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdp import sampling
+from jaxdp.training._checkpoint import Checkpoints
+from jaxdp.training._classifier import Classifier, Params
+from jaxdp.training._console import Display
+from jaxdp.training._data import Dataset
+from jaxdp.training._metrics import MetricsLog
+from jaxdp.training._optimizer import make_transformation
+from jaxdp.training._phase_data import PhaseData, make_evaluation, make_phase_data
+from jaxdp.training._plan import Plan, evaluation_steps
+from jaxdp.training._step import StepFunction, TrainState, make_step
+
+
+class Interrupted(Exception):
+    """The user asked to stop; the state is saved."""
+
+
+class StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag, so that a step is never cut in two."""
+
+    def __init__(self):
+        self.requested = False
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        """Listen while inside; a second Ctrl-C stops at once."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in signals}
+
+        def handle(number: int, frame: Any) -> None:
+            del frame
+            self.requested = True
+            signal.signal(number, before[signal.Signals(number)])
+
+        for number in signals:
+            signal.signal(number, handle)
+        try:
+            yield self
+        finally:
+            for number in signals:
+                signal.signal(number, before[number])
+
+    def check(self) -> None:
+        """Raise if a stop was asked for."""
+        if self.requested:
+            raise Interrupted
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """All that a run works with.
+
+    Attributes:
+      plan: phases and noise.
+      dataset: what it trains on.
+      classifier: what it trains.
+      features: directory for the outputs of frozen layers.
+      checkpoints: where the state is saved.
+      log: where metrics go.
+      display: what the user sees.
+      stop: whether the user wants to stop.
+      seconds: for each phase by name, seconds and steps that were timed.
+      compilations: for each phase by name, how often its step was compiled.
+    """
+
+    plan: Plan
+    dataset: Dataset
+    classifier: Classifier
+    features: Path
+    checkpoints: Checkpoints
+    log: MetricsLog
+    display: Display
+    stop: StopRequest
+    seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    compilations: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Updates of the whole run."""
+        return self.plan.phases[-1].last_step
+
+    def trained(self, index: int) -> tuple[str, ...]:
+        """What a phase trains."""
+        return self.classifier.trained_paths(self.plan.phases[index].config.train, f"phase.{index + 1}.train")
+
+    def initial_params(self) -> Params:
+        """Copies of every parameter that some phase trains."""
+        names = sorted({name for index in range(len(self.plan.phases)) for name in self.trained(index)})
+        return {name: jnp.array(self.classifier.params[name], copy=True) for name in names}
+
+    def frozen_params(self, state: TrainState) -> Params:
+        """Every other value of the model."""
+        return {name: x for name, x in self.classifier.params.items() if name not in state.params}
+
+
+def initial_state(job: Job, key: jax.Array) -> TrainState:
+    """The state before the first update."""
+    params = job.initial_params()
+    return TrainState(params, _init_phase(job, 0, params, key), jax.random.clone(key), jnp.zeros((), jnp.int32))
+
+
+def template_state(job: Job, index: int) -> TrainState:
+    """A state with the structure that it has in a phase; its values mean nothing."""
+    key = sampling.key_from_seed(0)
+    params = job.initial_params()
+    return TrainState(params, _init_phase(job, index, params, key), key, jnp.zeros((), jnp.int32))
+
+
+def run_phases(job: Job, state: TrainState, index: int) -> TrainState:
+    """Train from a state that belongs to phase `index` to the end."""
+    begun = index
+    for number in range(index, len(job.plan.phases)):
+        if number != begun:
+            state = state._replace(opt_state=_init_phase(job, number, state.params, state.key))
+        if int(state.step) < job.plan.phases[number].last_step:
+            state = _run_phase(job, number, state)
+    job.checkpoints.save(int(state.step), state, _meta(job, len(job.plan.phases) - 1), wait=True)
+    return state
+
+
+def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
+    phase, field = job.plan.phases[index], f"phase.{index + 1}"
+    frozen = job.frozen_params(state)
+
+    def progress(done: int, total: int) -> None:
+        job.display.prepare(f"phase {phase.config.name}: frozen layers", done, total)
+        job.stop.check()
+
+    data = make_phase_data(
+        job.classifier, frozen | state.params, job.dataset, phase.config, field, job.features, progress
+    )
+    step = _make_step(job, index, state.key, data)
+    evaluate = make_evaluation(job.classifier, data.start)
+    evaluations = evaluation_steps(phase)
+    config = job.plan.config
+    done, saved_at = int(state.step), time.monotonic()
+    timed = job.seconds.setdefault(phase.config.name, [0.0, 0])
+    first = done
+    job.display.begin(done, job.total)
+    while done < phase.last_step:
+        began = time.monotonic()
+        state, private = step.run(state, frozen, data.train)
+        jax.block_until_ready(state)
+        if done > first:
+            # The first one compiles.
+            timed[0], timed[1] = timed[0] + time.monotonic() - began, timed[1] + 1
+        done += 1
+        epsilon = job.plan.epsilon_after(done)
+        job.display.step(done, phase.config.name, epsilon)
+        if private:
+            values = {name: float(x) for name, x in private.items()}
+            job.log.write({"step": done, "phase": phase.config.name, "private": values})
+        if done in evaluations:
+            scores = evaluate(frozen | state.params, data)
+            spent = epsilon if math.isfinite(epsilon) else None
+            job.log.write({"step": done, "phase": phase.config.name, "epsilon": spent, **scores})
+            accuracy = scores["held_out_accuracy"]
+            job.display.evaluated(done, job.total, phase.config.name, epsilon, accuracy)
+            if not math.isfinite(scores["held_out_loss"]):
+                job.display.say(f"warning: the held-out loss is not finite: lower {field}.learning_rate.")
+        # Read once: a request between two reads would skip the save and still stop.
+        stopping = job.stop.requested and done < job.total
+        due = time.monotonic() - saved_at >= config.log.checkpoint_seconds
+        if stopping or due or done == phase.last_step:
+            job.checkpoints.save(done, state, _meta(job, index), wait=stopping)
+            saved_at = time.monotonic()
+        if stopping:
+            raise Interrupted
+    job.compilations[phase.config.name] = len(step.traces)
+    return state
+
+
+def _make_step(job: Job, index: int, key: jax.Array, data: PhaseData) -> StepFunction:
+    phase, config = job.plan.phases[index], job.plan.config
+    norm = phase.config.max_norm or config.clipping.max_norm
+    return make_step(
+        lambda trained, frozen, example: job.classifier.loss(frozen | trained, example, data.start),
+        sampler=phase.sampler,
+        transformation=phase_transformation(job.plan, index, key),
+        trained=job.trained(index),
+        microbatch_size=phase.config.microbatch_size,
+        dropout=config.model.dropout > 0 and phase.config.features == "live",
+        private_metrics_norm=norm if config.log.private_metrics else None,
+    )
+
+
+def _init_phase(job: Job, index: int, params: Params, key: jax.Array) -> Any:
+    """The state of a phase's transformations at its beginning."""
+    return phase_transformation(job.plan, index, key).init({name: params[name] for name in job.trained(index)})
+
+
+def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.GradientTransformation:
+    """What turns a phase's per-example gradients into updates, with the phase's own stream of noise."""
+    phase = plan.phases[index]
+    # Each phase counts its releases from 0, so each needs a stream of its own.
+    noise = jax.random.fold_in(sampling.streams(key).noise, index)
+    return make_transformation(
+        phase.config, plan.config.clipping, phase.noise_multiplier, phase.sampler.expected_batch_size, noise
+    )
+
+
+def _meta(job: Job, index: int) -> dict[str, Any]:
+    return {"phase": index, "seconds": job.seconds}
+
+
+def save_first(job: Job, state: TrainState) -> None:
+    """Save the root key before anything is drawn from it."""
+    job.checkpoints.save(0, state, _meta(job, 0), wait=True)

@@ -1,0 +1,91 @@
+"""From a phase's fields to the chain of gradient transformations."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from jaxdp import transforms
+from jaxdp.per_example import PerExampleGrads
+from jaxdp.training._config import ClippingConfig, PhaseConfig
+
+
+def learning_rate_schedule(phase: PhaseConfig) -> optax.Schedule:
+    """The learning rate of each step; no step has rate zero, since every step costs privacy."""
+
+    def schedule(count: Any) -> Any:
+        count = jnp.asarray(count, jnp.float32)
+        rise = jnp.minimum(1.0, (count + 1.0) / (phase.warmup_steps + 1.0))
+        done = jnp.clip((count - phase.warmup_steps) / (phase.steps - phase.warmup_steps), 0.0, 1.0)
+        fall = {
+            "constant": jnp.ones_like(done),
+            "linear": 1.0 - done,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * done)),
+        }
+        return phase.learning_rate * rise * fall[phase.schedule]
+
+    return schedule
+
+
+def make_optimizer(phase: PhaseConfig) -> optax.GradientTransformation:
+    """The update rule that follows privatisation: post-processing, free of privacy cost."""
+    rate = learning_rate_schedule(phase)
+    b1, b2 = phase.betas
+    if phase.optimizer == "sgd":
+        rule = optax.sgd(rate, momentum=phase.momentum or None)
+    elif phase.optimizer == "adamw":
+        rule = optax.adamw(rate, b1=b1, b2=b2, weight_decay=phase.weight_decay)
+    else:
+        rule = optax.adam(rate, b1=b1, b2=b2)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # Optax counts steps in integers and raises floats to them, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            return rule.update(updates, state, params)
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def clip_of(phase: PhaseConfig, clipping: ClippingConfig) -> transforms.Clip:
+    """The phase's clipping, from which its privacy event comes."""
+    return transforms.clip(
+        phase.max_norm or clipping.max_norm,
+        groups=clipping.groups,
+        rule=clipping.rule,
+        normalize=clipping.normalize,
+    )
+
+
+def make_transformation(
+    phase: PhaseConfig,
+    clipping: ClippingConfig,
+    noise_multiplier: float | None,
+    expected_batch_size: float,
+    key: PRNGKeyArray,
+) -> optax.GradientTransformation:
+    """Clip, noise, mean, update rule; without a noise multiplier an ordinary mean gradient, with no guarantee."""
+    if noise_multiplier is None:
+        return optax.chain(_ordinary_mean(expected_batch_size), make_optimizer(phase))
+    private = transforms.dpsgd(
+        max_norm=phase.max_norm or clipping.max_norm,
+        noise_multiplier=noise_multiplier,
+        expected_batch_size=expected_batch_size,
+        key=key,
+        groups=clipping.groups,
+        rule=clipping.rule,
+        normalize=clipping.normalize,
+    )
+    return optax.chain(private, make_optimizer(phase))
+
+
+def _ordinary_mean(expected_batch_size: float) -> optax.GradientTransformation:
+    """The gradient of a run without privacy."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        assert isinstance(updates, PerExampleGrads)
+        return updates.weighted_sum(jnp.full(updates.batch_size, 1.0 / expected_batch_size)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,155 @@
+"""One page about a run, as Markdown and as a single HTML file."""
+
+import base64
+import html
+import math
+from pathlib import Path
+from typing import Any
+
+from jaxdp import accounting
+from jaxdp.training._config import Config
+from jaxdp.training._config_io import load_config
+from jaxdp.training._console import epsilon_text
+from jaxdp.training._metrics import read_metrics
+from jaxdp.training._plan import Plan, plan_from_saved
+from jaxdp.training._plots import plot_accuracy, plot_epsilon
+from jaxdp.training._run_directory import RunDirectory, read_json, write_text
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse } td, th { border-bottom: 1px solid #ddd; padding: .3em .9em; text-align: left }
+pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 13px } img { max-width: 100% }
+.warning { background: #fbe9e5; border-left: 4px solid #b3331f; padding: .6em 1em; font-weight: 600 }
+"""
+
+
+def write_report(run: RunDirectory) -> list[Path]:
+    """Draw the plots and write `report.md` and `report.html`, from the files of the run alone.
+
+    Args:
+      run: a run, finished or not.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: the directory holds no run.
+    """
+    run.require()
+    config = load_config(run.config)
+    saved = read_json(run.plan)
+    plan = plan_from_saved(config, saved["num_examples"], saved)
+    lines = read_metrics(run.metrics)
+    scores = [line for line in lines if "held_out_accuracy" in line]
+    ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
+    images = []
+    if scores:
+        images.append(("Learning curve", run.path / "learning_curve.png"))
+        plot_accuracy(scores, images[-1][1], ends=ends, guarantee=_guarantee(plan))
+    if config.privacy.enabled:
+        images.append(("Privacy spent", run.path / "epsilon.png"))
+        target = config.privacy.epsilon
+        plot_epsilon(plan.curve, images[-1][1], delta=config.privacy.delta, target=target, ends=ends)
+    sections = _Sections(run, config, plan, scores, lines)
+    write_text(run.path / "report.md", sections.markdown(images))
+    write_text(run.path / "report.html", sections.html(images))
+    return [path for _, path in images] + [run.path / "report.md", run.path / "report.html"]
+
+
+def _guarantee(plan: Plan) -> str:
+    if math.isinf(plan.epsilon):
+        return "NO privacy guarantee"
+    return f"epsilon {epsilon_text(plan.epsilon)}, delta {plan.config.privacy.delta:g}"
+
+
+class _Sections:
+    """What both formats show."""
+
+    def __init__(
+        self, run: RunDirectory, config: Config, plan: Plan, scores: list[dict[str, Any]], lines: list[dict[str, Any]]
+    ):
+        self.title = f"Report: {run.path.name}"
+        self.statement = run.statement_text.read_text(encoding="utf-8")
+        self.config = run.config.read_text(encoding="utf-8")
+        self.warnings = list(plan.warnings)
+        if saved_seed := read_json(run.plan)["seeded"]:
+            self.warnings.append(
+                "The seed was chosen with --seed: the guarantee holds only against those who do not know it."
+            )
+        del saved_seed
+        result = read_json(run.result) if run.result.exists() else None
+        if result is None:
+            done = max((line["step"] for line in lines), default=0)
+            self.warnings.append(
+                f"This run is not finished (seen up to step {done} of {config.total_steps}): `jaxdp resume {run.path}`."
+            )
+        self.rows = _rows(plan, scores, result)
+        private = [line["private"] for line in lines if "private" in line]
+        self.private = _private_rows(private)
+
+    def markdown(self, images: list[tuple[str, Path]]) -> str:
+        parts = [f"# {self.title}", ""]
+        parts += [line for warning in self.warnings for line in (f"> **{warning}**", "")]
+        parts += ["## Results", "", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in self.rows), ""]
+        for name, path in images:
+            parts += [f"![{name}]({path.name})", ""]
+        if self.private:
+            parts += ["## PRIVATE: outside the guarantee, not to be published", "", "| | |", "|---|---|"]
+            parts += [*(f"| {a} | {b} |" for a, b in self.private), ""]
+        parts += ["## Privacy statement", "", "```", self.statement.rstrip(), "```", ""]
+        parts += ["## Configuration", "", "```toml", self.config.rstrip(), "```", ""]
+        return "\n".join(parts)
+
+    def html(self, images: list[tuple[str, Path]]) -> str:
+        def table(rows: list[tuple[str, str]]) -> str:
+            cells = (f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+            return f"<table>{''.join(cells)}</table>"
+
+        title = html.escape(self.title)
+        parts = [f"<h1>{title}</h1>"]
+        parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in self.warnings]
+        parts += ["<h2>Results</h2>", table(self.rows)]
+        for name, path in images:
+            content = base64.b64encode(path.read_bytes()).decode()
+            parts.append(f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{content}"></p>')
+        if self.private:
+            parts += ["<h2>PRIVATE: outside the guarantee, not to be published</h2>", table(self.private)]
+        parts += ["<h2>Privacy statement</h2>", f"<pre>{html.escape(self.statement)}</pre>"]
+        parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(self.config)}</pre>"]
+        head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _rows(plan: Plan, scores: list[dict[str, Any]], result: dict[str, Any] | None) -> list[tuple[str, str]]:
+    rows = []
+    if scores:
+        last = scores[-1]
+        rows.append(("held-out accuracy", f"{last['held_out_accuracy']:.4f} after step {last['step']}"))
+        rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats"))
+    if result is not None:
+        rows.append(("held-out examples", f"{result['held_out_examples']:,} (outside the guarantee)"))
+    rows.append(("training examples", f"{plan.num_examples:,}"))
+    rows.append(("guarantee", _guarantee(plan)))
+    for phase in plan.phases:
+        noise = "" if phase.noise_multiplier is None else f", noise multiplier {phase.noise_multiplier:.4g}"
+        text = f"{phase.config.steps} steps of {phase.sampler.expected_batch_size:,.6g} examples{noise}"
+        rows.append((f"phase {phase.config.name}", text))
+    if result is not None:
+        for name, seconds in result["seconds_per_step"].items():
+            rows.append((f"time per step, {name}", f"{seconds:g} s (average)"))
+        rows.append(("device", result["device"]))
+    return rows
+
+
+def _private_rows(private: list[dict[str, float]]) -> list[tuple[str, str]]:
+    if not private:
+        return []
+    return [
+        (name, f"{sum(line[name] for line in private) / len(private):.4g} (mean over {len(private)} steps)")
+        for name in private[0]
+    ]
+
+
+def read_statement(run: RunDirectory) -> accounting.PrivacyStatement:
+    """The statement that the run was published with."""
+    return accounting.PrivacyStatement.from_json(run.statement_json.read_text(encoding="utf-8"))

@@ -1,0 +1,221 @@
+"""`train` and `resume`: from a configuration to a finished run directory."""
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdp import models, sampling
+from jaxdp.training._checkpoint import Checkpoints
+from jaxdp.training._classifier import Classifier, fingerprint, load_classifier
+from jaxdp.training._config import Config
+from jaxdp.training._config_io import dump_config, load_config
+from jaxdp.training._console import Display, epsilon_text
+from jaxdp.training._data import Dataset, load_dataset, model_directory
+from jaxdp.training._errors import UserError
+from jaxdp.training._loop import (
+    Interrupted,
+    Job,
+    StopRequest,
+    TrainState,
+    initial_state,
+    run_phases,
+    save_first,
+    template_state,
+)
+from jaxdp.training._metrics import MetricsLog, read_metrics
+from jaxdp.training._phase_data import check_phases
+from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
+from jaxdp.training._report import write_report
+from jaxdp.training._run_directory import (
+    RunDirectory,
+    check_unchanged,
+    read_json,
+    versions,
+    write_json,
+    write_text,
+)
+from jaxdp.training._statement import make_statement
+
+
+def train(config: Config, run_dir: Path, display: Display, seed: int | None = None) -> Path:
+    """Run a configuration from the start.
+
+    Args:
+      config: the configuration.
+      run_dir: a new directory for everything that the run writes.
+      display: shows how it goes.
+      seed: for reproducible experiments only; by default the root key comes from the operating system's entropy.
+
+    Returns:
+      The run directory.
+
+    Raises:
+      UserError: something in the configuration does not fit, named.
+      Interrupted: stopped by Ctrl-C; the state is saved.
+    """
+    run = RunDirectory(run_dir)
+    if seed is not None and not 0 <= seed < 1 << 64:
+        raise UserError("--seed must be a whole number from 0 to 2^64 - 1: give another one, or none.")
+    with StopRequest().listening() as stop:
+        directory = model_directory(config)
+        dataset = load_dataset(config)
+        plan = make_plan(config, len(dataset.train))
+        classifier = load_classifier(config.model, directory, dataset.train.label_names)
+        check_phases(classifier, config.phase)
+        run.create()
+        with run.lock():
+            _announce(plan, display)
+            write_text(run.config, dump_config(config))
+            write_json(run.plan, saved_plan(plan) | {"num_examples": plan.num_examples, "seeded": seed is not None})
+            statement = make_statement(plan, seeded=seed is not None)
+            write_text(run.statement_json, statement.to_json() + "\n")
+            write_text(run.statement_text, statement.to_text())
+            write_json(run.manifest, _manifest(run, dataset, classifier) | {"plan": read_json(run.plan)})
+            job = _job(run, plan, dataset, classifier, display, stop, after_step=0)
+            key = sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed)
+            state = initial_state(job, key)
+            save_first(job, state)
+            return _finish(run, job, state, 0)
+
+
+def resume(run_dir: Path, display: Display) -> Path:
+    """Go on with a run that was stopped or killed, to the very parameters it would have reached without.
+
+    Args:
+      run_dir: the directory that `train` made.
+      display: shows how it goes.
+
+    Returns:
+      The run directory.
+
+    Raises:
+      UserError: there is nothing to resume, or something changed that must not.
+      Interrupted: stopped by Ctrl-C; the state is saved.
+    """
+    run = RunDirectory(run_dir)
+    run.require()
+    if run.result.exists():
+        display.say(f"{run.path} is complete: see {run.path / 'report.md'}.")
+        return run.path
+    if not run.manifest.exists():
+        raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
+    with StopRequest().listening() as stop, run.lock():
+        config = load_config(run.config)
+        manifest = read_json(run.manifest)
+        dataset = load_dataset(config)
+        classifier = load_classifier(config.model, model_directory(config), dataset.train.label_names)
+        check_unchanged(run, manifest, _manifest(run, dataset, classifier))
+        plan = plan_from_saved(config, len(dataset.train), manifest["plan"])
+        checkpoints = Checkpoints(run.checkpoints)
+        latest = checkpoints.latest()
+        if latest is None:
+            raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
+        step, meta = latest
+        job = _job(run, plan, dataset, classifier, display, stop, after_step=step, checkpoints=checkpoints)
+        job.seconds.update(meta["seconds"])
+        _announce(plan, display)
+        display.say(f"going on after step {step} of {job.total}.")
+        state = checkpoints.restore(step, meta, template_state(job, meta["phase"]))
+        return _finish(run, job, state, meta["phase"])
+
+
+def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
+    """Train to the end and write what the run is for."""
+    try:
+        state = run_phases(job, state, index)
+    finally:
+        # Also when interrupted: what is being written must get onto the disk.
+        job.checkpoints.close()
+        job.log.close()
+        job.display.close()
+    directory = job.classifier.directory
+    models.save_pretrained(
+        job.classifier.build(job.classifier.params | state.params), run.model, tokenizer_dir=directory
+    )
+    last = [line for line in read_metrics(run.metrics) if "held_out_accuracy" in line][-1]
+    write_json(
+        run.result,
+        {
+            "held_out_accuracy": last["held_out_accuracy"],
+            "held_out_loss": last["held_out_loss"],
+            "held_out_examples": len(job.dataset.held_out),
+            "train_examples": job.plan.num_examples,
+            "steps": job.total,
+            "device": _device(),
+            # Averages only, and coarse: the time of one step follows the size of the batch that was drawn.
+            "seconds_per_step": {name: _coarse(total / n) for name, (total, n) in job.seconds.items() if n},
+        },
+    )
+    write_report(run)
+    epsilon = epsilon_text(job.plan.epsilon)
+    job.display.say(
+        f"done: held-out accuracy {last['held_out_accuracy']:.4f}, epsilon {epsilon}; see {run.path / 'report.md'}."
+    )
+    return run.path
+
+
+def _job(
+    run: RunDirectory,
+    plan: Plan,
+    dataset: Dataset,
+    classifier: Classifier,
+    display: Display,
+    stop: StopRequest,
+    *,
+    after_step: int,
+    checkpoints: Checkpoints | None = None,
+) -> Job:
+    cache = plan.config.data.cache
+    job = Job(
+        plan=plan,
+        dataset=dataset,
+        classifier=classifier,
+        features=run.features if cache is None else Path(cache).expanduser(),
+        checkpoints=Checkpoints(run.checkpoints) if checkpoints is None else checkpoints,
+        log=MetricsLog(run.metrics, after_step),
+        display=display,
+        stop=stop,
+    )
+    return job
+
+
+def _announce(plan: Plan, display: Display) -> None:
+    for sentence in plan.warnings:
+        display.say(f"warning: {sentence}")
+    for phase in plan.phases:
+        noise = "no noise" if phase.noise_multiplier is None else f"noise multiplier {phase.noise_multiplier:.4g}"
+        display.say(
+            f"phase {phase.config.name}: {phase.config.steps} steps of {phase.sampler.expected_batch_size:g} of "
+            f"{plan.num_examples} examples, {noise}"
+        )
+
+
+def _manifest(run: RunDirectory, dataset: Dataset, classifier: Classifier) -> dict[str, Any]:
+    """What must be the same when the run is resumed."""
+    return {
+        "versions": versions(),
+        "config": run.config.read_text(encoding="utf-8"),
+        "data": dataset.fingerprint,
+        "model": fingerprint(classifier.params),
+        "platform": jax.devices()[0].device_kind,
+    }
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{device.device_kind} ({platform.machine()})" if device.platform == "cpu" else device.device_kind
+
+
+def _coarse(seconds: float) -> float:
+    return float(f"{seconds:.2g}")
+
+
+def default_run_dir(config_path: Path) -> Path:
+    """`runs/NAME-DATE-TIME`."""
+    return Path("runs") / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+__all__ = ["Interrupted", "default_run_dir", "resume", "train"]

@@ -1,0 +1,72 @@
+"""The privacy statement of a run."""
+
+import dataclasses
+
+import dp_accounting
+
+from jaxdp import accounting, sampling
+from jaxdp.training._optimizer import clip_of
+from jaxdp.training._plan import PhasePlan, Plan
+
+PRIVATE_METRICS = ("train_loss", "batch_size", "clipped_share")
+
+
+def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
+    """What the run guarantees, from the same events that calibrated its noise.
+
+    Args:
+      plan: the run's phases.
+      seeded: whether the user chose the seed.
+
+    Returns:
+      The statement.
+    """
+    config = plan.config
+    outside = ["everything in the directory checkpoints/, which holds the key of the noise and is to be kept secret"]
+    if config.data.train_limit is not None:
+        outside.append("which rows data.train_limit selected, which is taken as given")
+    if config.data.source not in ("tweets", "movie_sentences", "newsgroups"):
+        outside.append("the set of labels that occur in the table, which is published with the model")
+    statement = accounting.PrivacyStatement.from_phases(
+        [_phase(plan, phase) for phase in plan.phases],
+        delta=config.privacy.delta,
+        accountant=config.privacy.accountant,
+        also_outside_the_guarantee=outside,
+        private_outputs=PRIVATE_METRICS if config.log.private_metrics else (),
+    )
+    setting = statement.setting
+    if seeded:
+        setting += (
+            "; the seed of this run was chosen by its operator (--seed), so the guarantee holds only against those who "
+            "do not know the seed"
+        )
+    released = "the model after every step and everything computed from it, but not the directory checkpoints/"
+    return dataclasses.replace(statement, setting=setting, released=released)
+
+
+def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
+    clip = clip_of(phase.config, plan.config.clipping)
+    clipping, sampler = clip.spec, phase.sampler
+    if phase.noise_multiplier is None:
+        event: dp_accounting.DpEvent = dp_accounting.NonPrivateDpEvent()
+        mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
+    else:
+        event = sampler.event(clip.dp_event(phase.noise_multiplier), phase.config.steps)
+        mechanism = (
+            f"sum of per-example gradients clipped to norm {clipping.max_norm:g} (rule {clipping.rule}, groups "
+            f"{clipping.groups}), plus Gaussian noise, into {phase.config.optimizer}"
+        )
+    full = isinstance(sampler, sampling.FullBatch)
+    return accounting.Phase(
+        name=phase.config.name,
+        mechanism=mechanism,
+        event=event,
+        num_steps=phase.config.steps,
+        noise_multiplier=phase.noise_multiplier or 0.0,
+        clipping_norm=None if phase.noise_multiplier is None else clipping.max_norm,
+        sampling="every example in every step" if full else "Poisson: each example by itself, anew in each step",
+        num_examples=plan.num_examples,
+        sampling_probability=sampler.sampling_probability,
+        expected_batch_size=sampler.expected_batch_size,
+        padded_batch_size=sampler.padded_batch_size,
+    )

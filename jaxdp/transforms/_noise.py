@@ -1,0 +1,84 @@
+"""Gaussian noise whose scale comes from the sum it is added to."""
+
+import math
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from jaxdp.transforms._clipped_sum import ClippedSum, describe
+
+PyTree = Any
+
+# Folded into the caller's key, so that the same key given to a sampler yields other bits.
+_NOISE_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")
+
+
+class GaussianNoiseState(NamedTuple):
+    """The stream's key and the number of releases so far: restoring both never repeats a draw."""
+
+    key: PRNGKeyArray
+    count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def add_gaussian_noise(noise_multiplier: float, key: PRNGKeyArray) -> optax.GradientTransformation:
+    r"""Add $\mathcal N(0, (\sigma S)^2 I)$ to a clipped sum, S being the sensitivity the sum carries.
+
+    Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
+    parameter from a key of its own. The noise is drawn in float32 or better.
+
+    Args:
+      noise_multiplier: $\sigma \ge 0$, the noise's std as a multiple of the sensitivity; 0 gives no privacy.
+      key: a typed PRNG key, as from `jaxdp.sampling.key_from_entropy()`. Whoever knows it can remove the noise.
+
+    Returns:
+      An `optax.GradientTransformation` whose `update` takes a `ClippedSum` and returns a plain pytree, from which
+      anything may be computed freely (post-processing).
+
+    Raises:
+      TypeError: the key is no typed key; at update, the input is not a `ClippedSum`.
+      ValueError: the noise multiplier is negative or not finite.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxdp
+      >>> grads = jaxdp.per_example_grad(lambda w, x: w @ x)(jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
+      >>> key = jax.random.key(0)  # in earnest: jaxdp.sampling.key_from_entropy()
+      >>> tx = optax.chain(jaxdp.transforms.clip(1.0), jaxdp.transforms.add_gaussian_noise(0.8, key))
+      >>> noisy, state = tx.update(grads, tx.init(jnp.ones(2)))
+
+    References:
+      Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
+    """
+    if isinstance(noise_multiplier, bool) or not isinstance(noise_multiplier, int | float):
+        raise TypeError(f"noise_multiplier is {noise_multiplier!r}: give a Python number, as calibration returns.")
+    if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
+        raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
+
+    def init(params: PyTree) -> GaussianNoiseState:
+        del params
+        # A copy, so that a training loop may donate its state without destroying the caller's key.
+        return GaussianNoiseState(jax.random.clone(key), jnp.zeros((), jnp.int32))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        del params
+        if not isinstance(updates, ClippedSum):
+            raise TypeError(
+                f"add_gaussian_noise was given {describe(updates)}, whose sensitivity is unknown: "
+                "put jaxdp.transforms.clip directly before it in the chain."
+            )
+        stddev = noise_multiplier * updates.sensitivity
+        release_key = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE_TAG), state.count)
+        leaves, treedef = jax.tree.flatten(updates.tree)
+        keys = jax.random.split(release_key, len(leaves))
+        noisy = [
+            leaf + jnp.asarray(stddev, leaf.dtype) * jax.random.normal(k, leaf.shape, leaf.dtype)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ]
+        return treedef.unflatten(noisy), GaussianNoiseState(state.key, state.count + 1)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,209 @@
+"""One battery over the one table: every method agrees with `vmap(grad)` on every model."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxdp
+from tests.per_example.model_zoo import BATCH, ZOO, Case
+
+TOLERANCE = 1e-5
+
+
+def clip_to(bound: jax.Array):
+    """Weights min(1, bound / norm), zero for a norm that is not finite."""
+
+    def weights(squared: jax.Array) -> jax.Array:
+        norm = jnp.sqrt(squared)
+        return jnp.where(jnp.isfinite(norm), jnp.minimum(1.0, bound / jnp.where(norm > 0, norm, 1.0)), 0.0)
+
+    return lambda sq: {k: weights(v) for k, v in sq.items()} if isinstance(sq, dict) else weights(sq)
+
+
+def relative_error(tree: chex.ArrayTree, reference: chex.ArrayTree) -> float:
+    chex.assert_trees_all_equal_shapes(tree, reference)
+    difference = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), tree, reference)
+    size = jax.tree.map(lambda b: jnp.sum(jnp.square(b)), reference)
+    return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(size))))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", list(ZOO))
+def test_ghost_equals_materialize(name: str) -> None:
+    case: Case = ZOO[name]()
+    mask = jnp.arange(BATCH) != 2
+    results = {}
+    for method in ("materialize", "ghost"):
+        grad = jaxdp.per_example_grad(case.loss, method=method)
+
+        @jax.jit
+        def run(params, batch, grad=grad):
+            by_parameter = grad(params, batch).squared_norms("param")
+            norms = sum(by_parameter.values())
+            bound = jnp.sqrt(jnp.median(norms))
+            pieces = grad(params, batch, mask=mask, microbatch_size=2)
+            return {
+                "norms": norms,
+                "norms by parameter": by_parameter,
+                "clipped": grad(params, batch).clipped_sum(clip_to(bound)),
+                "clipped by parameter, masked, in microbatches": pieces.clipped_sum(clip_to(0.3 * bound), "param"),
+            }
+
+        results[method] = run(case.params, case.batch)
+    norms = results["materialize"]["norms"]
+    assert float(jnp.max(jnp.abs(results["ghost"]["norms"] / norms - 1))) < TOLERANCE
+    for what, reference in results["materialize"].items():
+        assert relative_error(results["ghost"][what], reference) < TOLERANCE, what
+
+
+@pytest.mark.parametrize(
+    "name", ["scanned_checkpointed_transformer", "nnx_conv_net", "tied_embedding_and_head", "recurrent"]
+)
+@pytest.mark.parametrize("method", ["ghost", "materialize"])
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
+def test_a_non_finite_example_contributes_exactly_zero(name: str, method: str, poison: float) -> None:
+    case = ZOO[name]()
+    scaled = lambda p, example: case.loss(p, example[0]) * example[1]
+    good = jnp.arange(BATCH) != 1
+    grad = jaxdp.per_example_grad(scaled, method=method)
+
+    @jax.jit
+    def run(factors, mask):
+        grads = grad(case.params, (case.batch, factors), mask=mask)
+        return grads.clipped_sum(clip_to(jnp.float32(0.5))), grads.squared_norms()
+
+    poisoned, norms = run(jnp.where(good, 1.0, poison), jnp.ones(BATCH, bool))
+    without, _ = run(jnp.ones(BATCH), good)
+    assert not bool(jnp.isfinite(norms[1]))
+    assert jax.tree.all(jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), poisoned))
+    chex.assert_trees_all_close(poisoned, without, rtol=1e-6, atol=1e-7)
+
+
+def test_a_non_finite_input_contributes_exactly_zero() -> None:
+    """NaN in the activations themselves: 0 * NaN must not enter any contraction."""
+    for name in ("dense_net", "convolutions", "transformer", "experts"):
+        case = ZOO[name]()
+        good = jnp.arange(BATCH) != 1
+        batch = case.batch
+        if name == "dense_net":
+            batch = {"x": batch["x"].at[1].set(jnp.nan), "y": batch["y"]}
+            loss = case.loss
+        elif name == "transformer":
+            loss, batch = (
+                (lambda p, e: case.loss(jax.tree.map(lambda w: w * e[1], p), e[0])),
+                (batch, jnp.ones(BATCH).at[1].set(jnp.nan)),
+            )
+        else:
+            batch, loss = batch.at[1].set(jnp.inf), case.loss
+        grad = jaxdp.per_example_grad(loss, method="ghost")
+
+        @jax.jit
+        def run(batch, mask, grad=grad, case=case):
+            return grad(case.params, batch, mask=mask).clipped_sum(clip_to(jnp.float32(0.5)))
+
+        poisoned = run(batch, jnp.ones(BATCH, bool))
+        clean = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0) if x.dtype == jnp.float32 else x, batch)
+        chex.assert_trees_all_close(poisoned, run(clean, good), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["ghost", "materialize"])
+def test_half_precision_norms_are_float32(method: str) -> None:
+    """10 million entries of 1e-4: their squares are zero in float16, and their sum is 0.1."""
+    n = 10_000_000
+    params = jnp.zeros(n, jnp.float16)
+    loss = lambda p, x: jnp.sum(p.astype(jnp.float32) * x)
+    grads = jaxdp.per_example_grad(loss, method=method)(params, jnp.full((1, 1), 1e-4))
+    norms = grads.squared_norms()
+    assert norms.dtype == jnp.float32
+    assert abs(float(norms[0]) / 0.1 - 1) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_model_agrees_with_its_float32_gradients(dtype) -> None:
+    case = ZOO["transformer"]()
+    half = jax.tree.map(lambda w: w.astype(dtype), case.params)
+    grads = jaxdp.per_example_grad(case.loss, method="ghost")(half, case.batch)
+    reference = jaxdp.per_example_grad(case.loss, method="materialize")(half, case.batch)
+    # The reference rounds every gradient to the leaf's dtype before it is squared.
+    chex.assert_trees_all_close(grads.squared_norms(), reference.squared_norms(), rtol=2e-2)
+    total = grads.weighted_sum(jnp.ones(BATCH))
+    assert {x.dtype for x in jax.tree.leaves(total)} == {jnp.dtype(jnp.float32)}
+    assert relative_error(total, reference.weighted_sum(jnp.ones(BATCH))) < 2e-2
+
+
+def test_cancelling_gram_norm_is_never_underestimated() -> None:
+    """Two equal inputs with opposite cotangents: the gradient vanishes, its Gram sum is rounding error."""
+    x = jnp.tile(1e3 * jax.random.normal(jax.random.key(0), (1, 1, 64)), (1, 2, 1))
+    loss = lambda p, x: jnp.sum((x @ p) * jnp.array([[1.0], [-1.0 + 1e-7]]))
+    norms = jaxdp.per_example_grad(loss, method="ghost")(jnp.ones((64, 64)), x).squared_norms()
+    exact = jaxdp.per_example_grad(loss, method="materialize")(jnp.ones((64, 64)), x).squared_norms()
+    assert float(norms[0]) >= float(exact[0]) > 0
+
+
+def test_large_contractions_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little room, norms are found over chunks of examples and tiles of columns, to the same value."""
+    case = ZOO["scanned_checkpointed_transformer"]()
+    grads = jaxdp.per_example_grad(case.loss, method="ghost")(case.params, case.batch)
+    expected = grads.squared_norms()
+    for room in (300, 50):
+        monkeypatch.setattr("jaxdp.norms._exact._ALIVE_ELEMENTS", room)
+        monkeypatch.setattr("jaxdp.per_example._batching._VECTORISED_ELEMENTS", room)
+        chex.assert_trees_all_close(grads.squared_norms(), expected, rtol=1e-5)
+
+
+def test_weighted_sums_and_norms_of_masked_microbatches() -> None:
+    case, mask = ZOO["dense_net"](), jnp.arange(BATCH) != 2
+    for method in ("materialize", "ghost"):
+        grads = jaxdp.per_example_grad(case.loss, method=method)(case.params, case.batch, mask=mask, microbatch_size=2)
+        each = jaxdp.per_example_grad(case.loss)(case.params, case.batch).materialize()
+        weights = jnp.linspace(-1.0, 1.0, BATCH)
+        expected = jax.tree.map(lambda g, w=weights: jnp.einsum("b...,b->...", g, jnp.where(mask, w, 0)), each)
+        assert relative_error(grads.weighted_sum(weights), expected) < TOLERANCE
+        norms = sum(jnp.sum(jnp.square(g).reshape(BATCH, -1), axis=1) for g in jax.tree.leaves(each))
+        chex.assert_trees_all_close(grads.squared_norms(), jnp.where(mask, norms, 0), rtol=1e-5)
+
+
+def test_values_and_aux() -> None:
+    case = ZOO["dense_net"]()
+    loss = lambda p, x: (case.loss(p, x), {"x": x["x"]})
+    grads = jaxdp.per_example_grad(loss, has_aux=True)(case.params, case.batch, mask=jnp.arange(BATCH) < 3)
+    expected = jnp.stack([case.loss(case.params, jax.tree.map(lambda v: v[i], case.batch)) for i in range(BATCH)])
+    chex.assert_trees_all_close(grads.values, jnp.where(jnp.arange(BATCH) < 3, expected, 0), rtol=1e-5)
+    chex.assert_trees_all_close(grads.aux["x"][:3], case.batch["x"][:3])
+
+
+def test_one_trace_serves_every_batch_size() -> None:
+    case, traces = ZOO["dense_net"](), []
+
+    def loss(p, x):
+        traces.append(1)
+        return case.loss(p, x)
+
+    @jax.jit
+    def run(mask):
+        grads = jaxdp.per_example_grad(loss)(case.params, case.batch, mask=mask, microbatch_size=2)
+        return grads.weighted_sum(jnp.ones(BATCH))
+
+    run(jnp.zeros(BATCH, bool))
+    count = len(traces)
+    for real in range(1, BATCH + 1):
+        run(jnp.arange(BATCH) < real)
+    assert len(traces) == count
+    assert jax.tree.all(jax.tree.map(lambda x: bool(jnp.all(x == 0)), run(jnp.zeros(BATCH, bool))))
+
+
+def test_the_loop_stops_after_the_last_real_example() -> None:
+    """Three of eight examples in microbatches of two are two trips, not four."""
+    seen = []
+
+    def loss(p, x):
+        jax.debug.callback(lambda i: seen.append(int(i)), x)
+        return p * x
+
+    grads = jaxdp.per_example_grad(loss, method="materialize")
+    jax.block_until_ready(
+        grads(jnp.float32(1), jnp.arange(8.0), mask=jnp.arange(8) < 3, microbatch_size=2).weighted_sum(jnp.ones(8))
+    )
+    jax.effects_barrier()
+    assert set(seen) == {0, 1, 2, 3}

@@ -1,0 +1,121 @@
+"""Calibration over phases, and an epsilon that is never shown too small."""
+
+import math
+import tomllib
+from pathlib import Path
+
+import dp_accounting
+import pytest
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+
+from jaxdp import accounting
+from jaxdp.training import UserError, load_config, make_plan
+from jaxdp.training._plan import plan_from_saved, saved_plan
+from jaxdp.training._statement import make_statement
+
+TEXT = """
+[data]
+source = "tweets"
+[privacy]
+epsilon = 3.0
+delta = 1e-5
+[[phase]]
+train = "head"
+batch_size = "full"
+steps = 40
+learning_rate = 0.1
+noise_weight = 6.0
+[[phase]]
+train = "bias"
+batch_size = 100
+steps = 30
+learning_rate = 0.1
+"""
+N = 4000
+
+
+def plan_of(tmp_path: Path, *overrides: tuple[str, str], n: int = N):
+    path = tmp_path / "plan.toml"
+    path.write_text(TEXT)
+    return make_plan(load_config(path, overrides), n)
+
+
+def independent_epsilon(toml: str, noise_multipliers: list[float], accountant) -> float:
+    """Epsilon from nothing but the configuration's text and the noise, by dp_accounting alone."""
+    config = tomllib.loads(toml)
+    for phase, noise in zip(config["phase"], noise_multipliers, strict=True):
+        event = dp_accounting.GaussianDpEvent(noise)
+        if phase["batch_size"] != "full":
+            event = dp_accounting.PoissonSampledDpEvent(phase["batch_size"] / N, event)
+        accountant.compose(event, phase["steps"])
+    return accountant.get_epsilon(config["privacy"]["delta"])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("name", "make"), [("pld", PLDAccountant), ("rdp", RdpAccountant)])
+def test_the_stated_epsilon_is_that_of_an_independent_recomputation(tmp_path, name, make):
+    plan = plan_of(tmp_path, ("privacy.accountant", name))
+    noise = [phase.noise_multiplier for phase in plan.phases]
+    statement = make_statement(plan, seeded=False)
+    expected = independent_epsilon(TEXT, noise, make())
+    assert statement.epsilon == pytest.approx(expected, rel=2e-3)
+    assert 2.95 < statement.epsilon <= 3.0
+    assert statement.epsilon == plan.epsilon == plan.curve[-1][1]
+
+
+def test_the_phases_noise_stands_in_the_ratio_of_their_weights(tmp_path):
+    first, second = plan_of(tmp_path).phases
+    assert first.noise_multiplier == pytest.approx(6 * second.noise_multiplier)
+    given = plan_of(tmp_path, ("privacy.noise_multiplier", "1.25"))
+    assert [phase.noise_multiplier for phase in given.phases] == [7.5, 1.25]
+
+
+def test_the_epsilon_shown_is_never_below_what_was_spent(tmp_path):
+    plan = plan_of(tmp_path)
+    shown = [plan.epsilon_after(step) for step in range(71)]
+    assert shown[0] == 0.0 and shown == sorted(shown) and shown[-1] == plan.epsilon
+    for step in (1, 2, 7, 39, 40, 41, 53, 69):
+        spent = accounting.epsilon_of(plan.event_after(step), 1e-5)
+        assert spent <= shown[step] * (1 + 1e-6), step
+    assert plan.phase_at(39) == 0 and plan.phase_at(40) == 1
+
+
+def test_a_resumed_run_gets_the_very_same_noise(tmp_path):
+    plan = plan_of(tmp_path)
+    assert plan_from_saved(plan.config, N, saved_plan(plan)) == plan
+
+
+def test_without_privacy_there_is_no_noise_and_no_epsilon(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(TEXT.replace("epsilon = 3.0", "enabled = false"))
+    plan = make_plan(load_config(path), N)
+    assert all(phase.noise_multiplier is None for phase in plan.phases)
+    assert math.isinf(plan.epsilon) and math.isinf(plan.epsilon_after(1))
+    assert any("NO privacy guarantee" in warning for warning in plan.warnings)
+    statement = make_statement(plan, seeded=False)
+    assert math.isinf(statement.epsilon) and "no privacy guarantee" in statement.to_text()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        (
+            "phase.2.batch_size",
+            "5000",
+            "phase.2.batch_size is 5000 with 4000 training examples, a sampling probability",
+        ),
+        ("phase.2.microbatch_size", "900", "phase.2.microbatch_size is 900, more than the padded batch of"),
+        ("phase.1.microbatch_size", "4001", "phase.1.microbatch_size is 4001, more than the padded batch of 4000"),
+        ("privacy.delta", "1e-20", "privacy: delta"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_data_are_one_sentence(tmp_path, field, value, sentence):
+    with pytest.raises(UserError) as caught:
+        plan_of(tmp_path, (field, value))
+    assert sentence in str(caught.value)
+
+
+def test_a_delta_of_one_over_n_is_a_warning(tmp_path):
+    warnings = plan_of(tmp_path, ("privacy.delta", "0.001")).warnings
+    assert len(warnings) == 1 and "not below 1/n = 0.00025" in warnings[0]
