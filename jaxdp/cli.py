@@ -189,13 +189,13 @@ def _with_doc(function: Callable, doc: str) -> Callable:
 
 def _sentence(box: str) -> str:
     """The text inside the box that the parser draws, put into words."""
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in box.splitlines()]
-    words = " ".join(line for line in lines[1:] if line and not line.startswith("For full helptext"))
+    lines = [re.sub(r"[│╭╮╰╯─]+|-{4,}|^[|+]|[|+]$", " ", line).strip() for line in box.splitlines()]
+    words = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
     if found := re.search(r"Error parsing (--[\w-]+): .*?(?:from|to parse) \[?'(.*?)'\]?[;. ]", words):
         return f"{found[1]} is {found[2]!r}, which is not of the right kind: see its --help."
-    if found := re.match(r"Missing from jaxdp (\w+): (\w+) (.*?)\.? \(required\)", words):
+    if found := re.search(r"Missing from jaxdp (\w+): (\w+) (.*?)\.? \(required\)", words):
         return f"{found[1]} needs {found[2]}, {found[3]}: see `jaxdp {found[1]} --help`."
-    if found := re.match(r"Unrecognized options: (.*?)(?: Available subcommands: (.*)|$)", words):
+    if found := re.search(r"Unrecognized options: (.*?)(?: Available subcommands: (.*)|$)", words):
         known = f": use one of {found[2]}." if found[2] else ": see `jaxdp --help`."
         return f"{found[1]} is not understood{known}"
     return f"{words.rstrip('.')}: see `jaxdp --help`."

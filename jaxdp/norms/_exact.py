@@ -49,7 +49,7 @@ def _(axis_size: int, in_batched: Sequence[bool], a: Array, g: Array) -> tuple[A
 
     if chunk >= axis_size:
         return norms(a, g), True
-    one = lambda x: norms(x[0][None], x[1][None])[0]  # noqa: E731
+    one = lambda x: norms(x[0][None], x[1][None])[0]
     return jax.lax.map(one, (a, g), batch_size=chunk), True
 
 

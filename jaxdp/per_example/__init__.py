@@ -2,10 +2,12 @@
 
 from jaxdp.per_example._api import PerExampleGrads, per_example_grad
 from jaxdp.per_example._groups import Groups, resolve_groups
+from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum
 
 __all__ = [
     "Groups",
+    "Inert",
     "PerExampleGrads",
     "per_example_grad",
     "resolve_groups",

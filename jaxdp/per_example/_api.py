@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from jaxdp.per_example import _check
 from jaxdp.per_example._ghost import ghost
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
+from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import Materialized, materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 
@@ -22,7 +23,7 @@ _METHODS: dict[str, Callable] = {"auto": ghost, "ghost": ghost, "materialize": m
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PerExampleGrads:
+class PerExampleGrads(Inert):
     r"""The gradients $g_1, \dots, g_B$ of a batch's examples, never stored unless asked for.
 
     Not a pytree on purpose: `jax.tree.map` over it (scaling it, say) would silently change a sensitivity. Nothing is
@@ -32,6 +33,11 @@ class PerExampleGrads:
     Attributes:
       batch_size: the padded batch's size B, a public constant.
     """
+
+    _refusal = (
+        "per-example gradients reached arithmetic before they were clipped: start the chain with "
+        "jaxdp.transforms.clip and add_gaussian_noise (or dpsgd), and put the optimiser after them."
+    )
 
     _loss: Callable
     _params: PyTree

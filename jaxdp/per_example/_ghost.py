@@ -129,7 +129,7 @@ def ghost(loss: Callable, params: PyTree, batch: PyTree, groups: Groups) -> Ghos
     slots = jnp.zeros((size, len(groups)), jnp.float32)
 
     def batched(totals: Any, owns: Any, slots: Any) -> tuple[Array, Gates]:
-        run = lambda x, own, slot: program.run(leaves, x, totals, own, slot, groups)  # noqa: E731
+        run = lambda x, own, slot: program.run(leaves, x, totals, own, slot, groups)
         return jax.vmap(run)(batch, owns, slots)
 
     (values, gates), pull = jax.vjp(batched, totals, owns, slots)

@@ -21,8 +21,8 @@ class Display(Protocol):
         """Work before a phase."""
         ...
 
-    def begin(self, done: int, total: int) -> None:
-        """Training starts or goes on."""
+    def begin(self, phase: str, first: int, done: int, last: int) -> None:
+        """A phase of the updates after `first` up to `last` starts, or goes on after `done`."""
         ...
 
     def step(self, done: int, phase: str, epsilon: float) -> None:
@@ -65,7 +65,7 @@ class Lines:
             self._last = time.monotonic()
             self.say(f"{what}: {done:,} of {total:,}")
 
-    def begin(self, done: int, total: int) -> None:
+    def begin(self, phase: str, first: int, done: int, last: int) -> None:
         """Nothing to show."""
 
     def step(self, done: int, phase: str, epsilon: float) -> None:
@@ -98,6 +98,7 @@ class Bar:
         self._progress = rich.progress.Progress(*columns, console=self._console, refresh_per_second=4)
         self._tasks: dict[str, Any] = {}
         self._accuracy = ""
+        self._first = 0
         self._progress.start()
 
     def say(self, text: str) -> None:
@@ -110,14 +111,15 @@ class Bar:
         if done >= total:
             self._progress.remove_task(self._tasks.pop(what))
 
-    def begin(self, done: int, total: int) -> None:
-        """The bar of the run."""
-        self._update("training", done, total, "")
+    def begin(self, phase: str, first: int, done: int, last: int) -> None:
+        """A bar of its own: only within a phase do steps take the same time."""
+        self._first = first
+        self._update(phase, done - first, last - first, "")
 
     def step(self, done: int, phase: str, epsilon: float) -> None:
         """Move on."""
         note = f"epsilon {epsilon_text(epsilon)}{self._accuracy}"
-        self._progress.update(self._tasks["training"], completed=done, note=note, description=phase)
+        self._progress.update(self._tasks[phase], completed=done - self._first, note=note)
 
     def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
         """Show the accuracy from now on."""

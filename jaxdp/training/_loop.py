@@ -74,7 +74,6 @@ class Job:
       display: what the user sees.
       stop: whether the user wants to stop.
       seconds: for each phase by name, seconds and steps that were timed.
-      compilations: for each phase by name, how often its step was compiled.
     """
 
     plan: Plan
@@ -86,7 +85,6 @@ class Job:
     display: Display
     stop: StopRequest
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    compilations: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -150,7 +148,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     done, saved_at = int(state.step), time.monotonic()
     timed = job.seconds.setdefault(phase.config.name, [0.0, 0])
     first = done
-    job.display.begin(done, job.total)
+    job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         began = time.monotonic()
         state, private = step.run(state, frozen, data.train)
@@ -180,7 +178,6 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
             saved_at = time.monotonic()
         if stopping:
             raise Interrupted
-    job.compilations[phase.config.name] = len(step.traces)
     return state
 
 

@@ -12,6 +12,12 @@ import jaxlib
 import jaxdp
 from jaxdp.training._errors import UserError
 
+_SECRET = """\
+Keep this directory secret. It holds the random key of the run, with which the noise can be taken off the model again,
+outputs of the frozen layers on the private examples, and a fingerprint of the private data. It is needed for
+`jaxdp resume` only: delete it when the run is finished.
+"""
+
 
 class RunDirectory:
     """Paths inside a run's directory.
@@ -48,6 +54,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"{self.path} cannot be made ({error.strerror}): choose another --run-dir.") from None
         os.chmod(self.checkpoints, 0o700)
+        write_text(self.checkpoints / "README.txt", _SECRET)
 
     def require(self) -> None:
         """Refuse a directory that holds no run."""

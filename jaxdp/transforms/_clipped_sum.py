@@ -1,15 +1,18 @@
 """`ClippedSum`: the only thing noise may be added to."""
 
 import dataclasses
-from typing import Any, NoReturn
+from typing import Any
 
-from jaxdp.per_example import PerExampleGrads
+import jax
+import optax
+
+from jaxdp.per_example import Inert, PerExampleGrads
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ClippedSum:
+class ClippedSum(Inert):
     r"""A sum over examples, each of bounded influence, together with that bound.
 
     Adding or removing any one example moves `tree` by at most `sensitivity` in L2 norm. The value is private until
@@ -21,17 +24,13 @@ class ClippedSum:
       sensitivity: the L2 bound, in the unit of the gradients.
     """
 
+    _refusal = (
+        "a clipped sum reached arithmetic before noise was added to it: put add_gaussian_noise directly after "
+        "clip, and scaling, momentum and optimisers after that."
+    )
+
     tree: PyTree
     sensitivity: float
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise TypeError(
-            "a clipped sum reached arithmetic before noise was added to it: put add_gaussian_noise directly after "
-            "clip, and scaling, momentum and optimisers after that."
-        )
-
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
-    __truediv__ = __rtruediv__ = __pow__ = __neg__ = __array__ = __jax_array__ = _refuse
 
 
 def describe(updates: PyTree) -> str:
@@ -41,3 +40,14 @@ def describe(updates: PyTree) -> str:
     if isinstance(updates, PerExampleGrads):
         return "per-example gradients that are not clipped"
     return "a plain pytree of arrays"
+
+
+def refuse_masked(tree: PyTree, name: str) -> None:
+    """Refuse parameters of which a wrapper has hidden a part: what is hidden would be neither clipped nor noisy."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(x, optax.MaskedNode) for x in leaves):
+        raise TypeError(
+            f"{name} sees only a part of the parameters, so it stands inside optax.masked, multi_transform or "
+            "partition, where the rest would stay private data: put these around the optimiser after the noise, clip "
+            "parts by themselves with groups, and keep frozen values out of params."
+        )

@@ -12,13 +12,17 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxdp.per_example import PerExampleGrads, resolve_groups, stacked_squared_norms, stacked_weighted_sum
-from jaxdp.transforms._clipped_sum import ClippedSum, describe
+from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
 
 PyTree = Any
 Rule = Literal["flat", "auto_s", "auto_v"]
 
 # The stability constant of AUTO-S (arXiv 2206.07136).
 AUTO_S_GAMMA = 0.01
+
+# Squares below 1e-38 are lost to float32, so that a shorter norm may be too small by any factor.
+_SMALLEST_NORM = 1e-10
+_SMALLEST_BOUND, _LARGEST_BOUND = 1e-8, 1e18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ClipSpec:
       normalize: whether the clipped gradients are divided by R.
     """
 
-    max_norm: float
+    max_norm: float | int
     groups: Any = "all"
     rule: Rule = "flat"
     normalize: bool = False
@@ -44,6 +48,11 @@ class ClipSpec:
             raise ValueError(
                 f"max_norm is {self.max_norm}: the clipping norm must be positive and finite, "
                 "or the sum has no bounded sensitivity."
+            )
+        if not _SMALLEST_BOUND <= self.max_norm <= _LARGEST_BOUND:
+            raise ValueError(
+                f"max_norm is {self.max_norm}: float32 cannot square norms of that size, so scale the loss and give "
+                f"a clipping norm from {_SMALLEST_BOUND:g} to {_LARGEST_BOUND:g}."
             )
         if self.rule not in ("flat", "auto_s", "auto_v"):
             raise ValueError(f'rule is {self.rule!r}: use "flat", "auto_s" or "auto_v".')
@@ -64,7 +73,7 @@ class ClipSpec:
         elif self.rule == "auto_s":
             weight = threshold / (norm + AUTO_S_GAMMA)
         else:
-            weight = jnp.where(norm > 0, threshold / safe, 0.0)
+            weight = jnp.where(norm > 0, threshold / jnp.maximum(safe, _SMALLEST_NORM), 0.0)
         weight = weight / self.max_norm if self.normalize else weight
         return jnp.where(jnp.isfinite(squared_norm), weight, 0.0)
 
@@ -74,7 +83,7 @@ class ClipSpec:
             return {name: self.weights(sq, len(norms)) for name, sq in norms.items()}
         return self.weights(norms)
 
-    def dp_event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+    def dp_event(self, noise_multiplier: float | int) -> dp_accounting.DpEvent:
         """The event of one release of the clipped sum with Gaussian noise of this multiplier."""
         if noise_multiplier == 0:
             return dp_accounting.NonPrivateDpEvent()
@@ -91,13 +100,13 @@ class Clip(optax.GradientTransformation):
         """L2 sensitivity of the clipped sum under adding or removing one example."""
         return self.spec.sensitivity
 
-    def dp_event(self, noise_multiplier: float) -> dp_accounting.DpEvent:
+    def dp_event(self, noise_multiplier: float | int) -> dp_accounting.DpEvent:
         """The privacy event of one noisy release of the clipped sum."""
         return self.spec.dp_event(noise_multiplier)
 
 
 def clip(
-    max_norm: float,
+    max_norm: float | int,
     *,
     groups: str | Callable[[str], Any] = "all",
     rule: Rule = "flat",
@@ -115,7 +124,10 @@ def clip(
     |---|---|
     | a NaN or Inf gradient (or a norm that overflows float32) | that example contributes exactly zero |
     | a masked example | contributes exactly zero |
-    | `max_norm` of 0, below 0, NaN or infinite | refused |
+    | a norm below 1e-10 under `"auto_v"` | divided by 1e-10: float32 cannot square it |
+    | `max_norm` of 0, below 0, NaN or infinite; below 1e-8 or above 1e18 | refused |
+    | a boolean, an array or a traced `max_norm` | refused: the sensitivity is a public constant |
+    | inside `optax.masked` or `optax.multi_transform` | refused: the parameters left out would not be clipped |
 
     Args:
       max_norm: the clipping norm R. With M groups each one is clipped to $R/\sqrt M$, so R bounds the whole.
@@ -147,6 +159,7 @@ def clip(
     spec = ClipSpec(max_norm, groups, rule, normalize)
 
     def init(params: PyTree) -> optax.EmptyState:
+        refuse_masked(params, "clip")
         resolve_groups(groups, params)
         return optax.EmptyState()
 
@@ -171,6 +184,7 @@ def _clip_stacked(updates: PyTree, params: PyTree | None, spec: ClipSpec) -> PyT
             f"clip was given {describe(updates)} without params, so it cannot tell per-example gradients from "
             "averaged ones: pass jaxdp.per_example_grad(loss)(params, batch), or call update(grads, state, params)."
         )
+    refuse_masked(updates, "clip")
     if jax.tree.structure(updates) != jax.tree.structure(params):
         raise TypeError("clip was given gradients whose structure is not that of params.")
     sizes = set()
@@ -184,6 +198,8 @@ def _clip_stacked(updates: PyTree, params: PyTree | None, spec: ClipSpec) -> PyT
             )
         if leaf.shape[1:] != param.shape:
             raise TypeError(f"{name} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} has dtype {leaf.dtype}: only floating-point gradients have the norm that bounds.")
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:
         raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")

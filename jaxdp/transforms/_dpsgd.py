@@ -26,9 +26,9 @@ class DPSGD(optax.GradientTransformation):
 
 def dpsgd(
     *,
-    max_norm: float,
-    noise_multiplier: float,
-    expected_batch_size: float,
+    max_norm: float | int,
+    noise_multiplier: float | int,
+    expected_batch_size: float | int,
     key: PRNGKeyArray,
     groups: str | Callable[[str], Any] = "all",
     rule: Rule = "flat",
@@ -52,6 +52,7 @@ def dpsgd(
 
     Raises:
       ValueError: an impossible argument, named.
+      TypeError: an argument of another kind, named; at update, what `clip` and `add_gaussian_noise` refuse.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxdp
@@ -66,6 +67,8 @@ def dpsgd(
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
+    if isinstance(expected_batch_size, bool) or not isinstance(expected_batch_size, int | float):
+        raise TypeError(f"expected_batch_size is {expected_batch_size!r}: give a public Python number.")
     if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
         raise ValueError(f"expected_batch_size is {expected_batch_size}: it must be positive and finite.")
     clipping = clip(max_norm, groups=groups, rule=rule, normalize=normalize)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxdp.transforms._clipped_sum import ClippedSum, describe
+from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
 
 PyTree = Any
 
@@ -24,7 +24,7 @@ class GaussianNoiseState(NamedTuple):
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def add_gaussian_noise(noise_multiplier: float, key: PRNGKeyArray) -> optax.GradientTransformation:
+def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> optax.GradientTransformation:
     r"""Add $\mathcal N(0, (\sigma S)^2 I)$ to a clipped sum, S being the sensitivity the sum carries.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
@@ -60,7 +60,7 @@ def add_gaussian_noise(noise_multiplier: float, key: PRNGKeyArray) -> optax.Grad
         raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
 
     def init(params: PyTree) -> GaussianNoiseState:
-        del params
+        refuse_masked(params, "add_gaussian_noise")
         # A copy, so that a training loop may donate its state without destroying the caller's key.
         return GaussianNoiseState(jax.random.clone(key), jnp.zeros((), jnp.int32))
 
@@ -75,10 +75,13 @@ def add_gaussian_noise(noise_multiplier: float, key: PRNGKeyArray) -> optax.Grad
         release_key = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE_TAG), state.count)
         leaves, treedef = jax.tree.flatten(updates.tree)
         keys = jax.random.split(release_key, len(leaves))
-        noisy = [
-            leaf + jnp.asarray(stddev, leaf.dtype) * jax.random.normal(k, leaf.shape, leaf.dtype)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
+        noisy = [_noisy(leaf, stddev, k) for leaf, k in zip(leaves, keys, strict=True)]
         return treedef.unflatten(noisy), GaussianNoiseState(state.key, state.count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def _noisy(leaf: Array, stddev: float, key: PRNGKeyArray) -> Array:
+    # Half-precision noise has few distinct values and no tails.
+    dtype = leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32
+    return leaf.astype(dtype) + jnp.asarray(stddev, dtype) * jax.random.normal(key, leaf.shape, dtype)

@@ -98,7 +98,7 @@ class Quiet:
     def prepare(self, what: str, done: int, total: int) -> None:
         pass
 
-    def begin(self, done: int, total: int) -> None:
+    def begin(self, phase: str, first: int, done: int, last: int) -> None:
         pass
 
     def step(self, done: int, phase: str, epsilon: float) -> None:

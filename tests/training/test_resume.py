@@ -57,8 +57,8 @@ def runs(tmp_path_factory, table, tiny_model):
     folder = tmp_path_factory.mktemp("runs")
     config = folder / "small.toml"
     # Slow enough to be hit between two steps, and saved only now and then: a kill loses steps.
-    text = two_phases(table, tiny_model, log="checkpoint_seconds = 0.15").replace("steps = 18", "steps = 120")
-    config.write_text(text.replace("evaluations = 9", "evaluations = 60").replace("steps = 12", "steps = 40"))
+    text = two_phases(table, tiny_model, log="checkpoint_seconds = 0.15").replace("evaluations = 9", "evaluations = 60")
+    config.write_text(text.replace("steps = 12\n", "steps = 400\n").replace("steps = 18\n", "steps = 120\n"))
     whole, broken = folder / "whole", folder / "broken"
     said = {}
     uninterrupted = start("train", str(config), "--run-dir", str(whole), "--seed", SEED, cache=folder / "one")
@@ -68,7 +68,7 @@ def runs(tmp_path_factory, table, tiny_model):
     said["interrupted code"] = process.returncode
     said["lines then"] = read_metrics(broken / "metrics.jsonl")
     process = start("resume", str(broken), cache=cache)
-    send_when(process, signal.SIGKILL, reached(broken, 60))
+    send_when(process, signal.SIGKILL, reached(broken, 440))
     said["killed code"] = process.returncode
     said["killed at"] = read_metrics(broken / "metrics.jsonl")[-1]["step"]
     said["finished"] = (broken / "result.json").exists()
@@ -82,9 +82,9 @@ def test_the_signals_hit_runs_that_were_under_way(runs):
     assert said["interrupted code"] == 130
     assert f"stopped; go on with: jaxdp resume {broken}" in said["interrupted"]
     assert "Traceback" not in said["interrupted"]
-    assert 1 <= said["lines then"][-1]["step"] < 40
+    assert 1 <= said["lines then"][-1]["step"] < 400
     assert said["killed code"] == -signal.SIGKILL and not said["finished"]
-    assert 60 <= said["killed at"] < 160
+    assert 440 <= said["killed at"] < 520
     after = int(said["resumed"].split("going on after step ")[1].split()[0])
     assert 0 < after <= said["killed at"]
 
@@ -103,7 +103,7 @@ def test_the_whole_state_is_the_same_noise_counts_included(runs):
         step, meta = checkpoints.latest()
         leaves = checkpoints.leaves(step)
         checkpoints.close()
-        assert step == 160
+        assert step == 520
         states.append({name: x.tobytes() for name, x in zip(meta["leaves"], leaves, strict=True)})
         counts = [x for name, x in zip(meta["leaves"], leaves, strict=True) if name.endswith(".count")]
         assert counts and all(int(x) == 120 for x in counts)

@@ -232,7 +232,7 @@ def test_phases_the_model_cannot_do_are_refused_before_anything_is_written(tmp_p
 
 
 def test_each_phase_draws_its_noise_from_a_stream_of_its_own(config_file):
-    plan = training.make_plan(training.load_config(config_file), 200)
+    plan = training.make_plan(training.load_config(config_file), 900)
     root = sampling.key_from_seed(1)
     keys = {tuple(jax.random.key_data(root).tolist())}
     for index in range(2):

@@ -1,5 +1,7 @@
 """The jitted step: one compilation, donated state, the accounted noise, schedules."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +86,29 @@ def test_the_update_follows_from_root_key_and_step_alone(key):
 
     np.testing.assert_array_equal(final(key), final(key))
     assert np.all(final(key) != final(jax.random.key(1)))
+
+
+def test_each_example_gets_a_dropout_key_of_its_own_at_every_step(key):
+    class Row(NamedTuple):
+        x: jax.Array
+        key: jax.Array | None = None
+
+    def uniform(trained, frozen, example):
+        return jnp.sum(trained["w"] * jax.random.uniform(example.key, (D,)))
+
+    tx = optax.chain(transforms.clip(1e6), _take_tree())
+    sampler = sampling.FullBatch(2)
+    step = make_step(uniform, sampler=sampler, transformation=tx, trained=("w",), microbatch_size=None, dropout=True)
+    state = TrainState({"w": jnp.zeros(D)}, tx.init({"w": jnp.zeros(D)}), jax.random.clone(key), jnp.int32(0))
+    sums = []
+    for _ in range(2):
+        before = np.asarray(state.params["w"])
+        state, _ = step.run(state, {}, Row(jnp.zeros((2, D))))
+        sums.append(np.asarray(state.params["w"]) - before)
+    assert np.all(sums[0] != sums[1])
+    dropout = jax.random.fold_in(sampling.streams(key).dropout, 0)
+    expected = sum(np.asarray(jax.random.uniform(jax.random.fold_in(dropout, i), (D,))) for i in range(2))
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-5)
 
 
 def _take_tree():

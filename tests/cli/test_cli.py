@@ -1,0 +1,133 @@
+"""The command line: help that teaches, one sentence and exit code 2 for mistakes, and the budget."""
+
+import json
+import re
+
+import pytest
+
+from jaxdp import accounting, training, transforms
+from jaxdp.cli import main
+from jaxdp.training._config import Config, PhaseConfig
+from tests.training.small import head_only
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)"""
+    code = 0
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.mark.quick
+def test_help_names_the_commands_and_gives_examples(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for text in ("train", "resume", "report", "budget", "jaxdp train configs/tweets.toml", "--privacy.epsilon 3"):
+        assert text in out
+
+
+def test_help_of_train_explains_every_field(capsys):
+    code, out, _ = call(capsys, "train", "--help")
+    assert code == 0
+    for name, info in Config.model_fields.items():
+        model = PhaseConfig if name == "phase" else info.annotation
+        for field in model.model_fields:
+            assert re.search(rf"^\s+{field}\*?: ", out, re.MULTILINE), f"{name}.{field}"
+    assert "--phase.NUMBER.field" in out and "--seed" in out
+
+
+@pytest.mark.parametrize("command", ["resume", "report", "budget"])
+def test_help_of_each_command_has_an_example(capsys, command):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0 and f"jaxdp {command} " in out.replace("usage: ", "", 1).split("In use:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "trian is not understood: use one of train, resume, report, budget."),
+        (["resume"], "resume needs RUN, the run's directory: see `jaxdp resume --help`."),
+        (["train"], "train needs CONFIG, the TOML file: see `jaxdp train --help`."),
+        (["train", "nowhere/a.toml"], "nowhere/a.toml does not exist: give the path of a TOML file."),
+        (["train", "a.toml", "--privacy.epsilon"], "--privacy.epsilon has no value: write --privacy.epsilon VALUE."),
+        (["train", "a.toml", "--seed", "x"], "--seed is 'x', which is not of the right kind: see its --help."),
+        (["resume", "a", "--privacy.epsilon", "3"], "resume takes no --privacy.epsilon: that is for `jaxdp train`."),
+        (["report", "nowhere"], "nowhere holds no run: give the directory that `jaxdp train` made."),
+        (["budget"], "give --examples and --batch-size, or --sampling-probability, or --config FILE."),
+        (["budget", "--examples", "10", "--batch-size", "20", "--steps", "1"], "--batch-size is 20 with 10 examples"),
+        (["budget", "--sampling-probability", "2"], "--sampling-probability is 2.0: it must be above 0 and at most 1."),
+        (["budget", "--sampling-probability", "0.1"], "--steps must be a whole number of at least 1"),
+        (["budget", "--sampling-probability", "0.1", "--steps", "9"], "give either --noise-multiplier"),
+        (
+            ["budget", "--sampling-probability", "0.1", "--steps", "9", "--epsilon", "0"],
+            "budget: target_epsilon must be above 0",
+        ),
+        (["budget", "--config", "a.toml", "--steps", "3"], "--config already says what is planned"),
+        (["budget", "--accountant", "foo"], "invalid choice 'foo' for argument '--accountant'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(capsys, arguments, sentence):
+    code, out, err = call(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("jaxdp: ") and sentence in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("--privacy.epslon", "3", 'privacy.epslon is not a field: did you mean "epsilon"?'),
+        ("--model.path", "/nowhere", "model.path: /nowhere does not exist"),
+        ("--data.source", "/nowhere.csv", "data: /nowhere.csv does not exist"),
+        ("--data.label-column", "stars", "data: "),
+        ("--phase.2.batch_size", "99999", "phase.2.batch_size is 99999 with"),
+        ("--phase.top.train", "last:7", "phase.2.train: train = 'last:7', but the model has 2 layers"),
+    ],
+)
+def test_a_wrong_field_on_the_command_line_is_one_sentence(capsys, config_file, tmp_path, field, value, sentence):
+    code, _, err = call(capsys, "train", str(config_file), field, value, "--run-dir", str(tmp_path / "run"))
+    assert code == 2 and sentence in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_budget_of_a_configuration_is_that_of_the_run(capsys, config_file, tmp_path):
+    plot = tmp_path / "plot.png"
+    code, out, _ = call(capsys, "budget", "--config", str(config_file), "--privacy.epsilon", "3", "--plot", str(plot))
+    assert code == 0 and plot.read_bytes().startswith(b"\x89PNG")
+    rows = int(re.search(r"([\d,]+) training examples", out)[1].replace(",", ""))
+    plan = training.make_plan(training.load_config(config_file, [("privacy.epsilon", "3")]), rows)
+    for phase in plan.phases:
+        assert re.search(rf"{phase.config.name} .*{phase.noise_multiplier:.4g}", out)
+    assert re.search(r"top .*│ +3\.00 │", out)
+
+
+def test_the_budget_of_numbers_goes_both_ways(capsys, tmp_path):
+    numbers = ["budget", "--sampling-probability", "0.01", "--steps", "200", "--plot", str(tmp_path / "a.png")]
+    code, out, _ = call(capsys, *numbers, "--epsilon", "2")
+    noise = float(re.search(r"noise multiplier ([\d.]+)", out)[1])
+    expected = accounting.calibrate_noise_multiplier(
+        clip=transforms.clip(1.0), target_epsilon=2.0, delta=1e-5, sampling_probability=0.01, num_steps=200
+    )
+    assert code == 0 and noise == pytest.approx(expected, rel=1e-4)
+    code, out, _ = call(capsys, *numbers, "--noise-multiplier", str(noise))
+    assert code == 0 and re.search(r"200 │ +2\.0[01] │", out)
+    spent = [float(value) for value in re.findall(r"│ +[\d,]+ │ +([\d.]+) │", out)]
+    assert len(spent) == 9 and spent == sorted(spent)
+
+
+def test_train_and_report_from_the_command_line(capsys, table, tiny_model, tmp_path):
+    run, config = tmp_path / "run", tmp_path / "head.toml"
+    config.write_text(head_only(table, tiny_model))
+    code, out, err = call(capsys, "train", str(config), "--run-dir", str(run), "--phase.steps=7")
+    assert code == 0 and out == "" and f"see {run / 'report.md'}" in err
+    assert re.search(r"step 7/7  phase head  epsilon 6\.00  held-out accuracy 0\.\d{4}", err)
+    assert json.loads((run / "result.json").read_text())["steps"] == 7
+    assert "seed" not in (run / "statement.txt").read_text().lower()
+    (run / "report.html").unlink()
+    code, out, _ = call(capsys, "report", str(run))
+    assert code == 0 and (run / "report.html").exists() and str(run / "report.html") in out
+    assert call(capsys, "resume", str(run))[0] == 0

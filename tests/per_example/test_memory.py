@@ -1,0 +1,64 @@
+"""What XLA allocates for a step: compiled, never run."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+import jaxdp
+from tests.per_example.model_zoo import attention_block, next_token_loss
+
+LAYERS, WIDTH, HEADS, LENGTH, BATCH, WORDS = 6, 128, 4, 64, 16, 500
+
+
+def transformer() -> tuple:
+    """Shapes of a scanned and checkpointed transformer, and its loss of one example."""
+    shape = lambda *s: jax.ShapeDtypeStruct((LAYERS, *s), jnp.float32)
+    size = WIDTH // HEADS
+    layers = {
+        "norm": shape(WIDTH),
+        "shift": shape(WIDTH),
+        **{name: shape(WIDTH, HEADS, size) for name in "qkv"},
+        "o": shape(HEADS, size, WIDTH),
+        "up": shape(WIDTH, 4 * WIDTH),
+        "up_bias": shape(4 * WIDTH),
+        "down": shape(4 * WIDTH, WIDTH),
+    }
+    table = jax.ShapeDtypeStruct((WORDS, WIDTH), jnp.float32)
+    params = {"layers": layers, "embed": table, "head": jax.ShapeDtypeStruct((WIDTH, WORDS), jnp.float32)}
+
+    def loss(p: dict, ids: jax.Array) -> jax.Array:
+        block = jax.checkpoint(attention_block)
+        h, _ = lax.scan(lambda h, w: (block(h, w), None), p["embed"][ids], p["layers"])
+        return next_token_loss(h @ p["head"], ids)
+
+    return loss, params, jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+
+
+def temp_bytes(fn, *shapes) -> int:
+    return jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+
+def clipped_sum(loss, method: str):
+    grad = jaxdp.per_example_grad(loss, method=method)
+    return lambda p, batch: grad(p, batch).clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
+
+
+def test_ghost_needs_the_memory_of_ordinary_training() -> None:
+    loss, params, batch = transformer()
+    plain = temp_bytes(lambda p, b: jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 0))(p, b)))(p), params, batch)
+    ghost = temp_bytes(clipped_sum(loss, "ghost"), params, batch)
+    materialize = temp_bytes(clipped_sum(loss, "materialize"), params, batch)
+    assert ghost <= 1.1 * plain
+    # The comparison means something only where per-example gradients are what costs.
+    assert materialize > 3 * plain
+
+
+def test_a_microbatch_bounds_the_memory_of_a_larger_batch() -> None:
+    loss, params, batch = transformer()
+    larger = jax.ShapeDtypeStruct((4 * BATCH, LENGTH), jnp.int32)
+    grad = jaxdp.per_example_grad(loss)
+    step = lambda p, b: grad(p, b, microbatch_size=BATCH).clipped_sum(lambda sq: 1.0 / jnp.sqrt(1.0 + sq))
+    one, several = temp_bytes(clipped_sum(loss, "ghost"), params, batch), temp_bytes(step, params, larger)
+    sums = sum(x.size * 4 for x in jax.tree.leaves(params))
+    # The loop carries one running sum and copies one set of batches.
+    assert several <= one + 3 * sums

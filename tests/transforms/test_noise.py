@@ -1,0 +1,183 @@
+"""The noise really drawn: its scale, its independence, and that no draw ever comes twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxdp
+from jaxdp import sampling, transforms
+from tests.transforms.small import PARAMS, flat64, loss, normal_batch
+
+SIZE = 200_000
+LEAVES = {"a": jnp.zeros(SIZE), "b": jnp.zeros((SIZE // 100, 100)), "c": jnp.zeros((10, 3))}
+
+
+def noise_of(tx, state=None, tree=LEAVES, sensitivity=1.0):
+    """One release of a sum that is zero everywhere: the noise alone, and the next state."""
+    total = transforms.ClippedSum(tree, sensitivity)
+    return tx.update(total, tx.init(tree) if state is None else state)
+
+
+def correlation(a, b):
+    return abs(float(np.corrcoef(np.ravel(a), np.ravel(b))[0, 1]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("noise_multiplier, sensitivity", [(0.7, 1.0), (3.0, 0.25)])
+def test_the_standard_deviation_is_noise_multiplier_times_sensitivity(key, noise_multiplier, sensitivity):
+    noise, _ = noise_of(transforms.add_gaussian_noise(noise_multiplier, key), sensitivity=sensitivity)
+    for name in ("a", "b"):
+        sample = np.asarray(noise[name], np.float64).ravel() / (noise_multiplier * sensitivity)
+        # The standard errors of mean, std and kurtosis of n normal draws; five of them.
+        assert abs(sample.mean()) < 5 / np.sqrt(SIZE)
+        assert abs(sample.std() - 1) < 5 / np.sqrt(2 * SIZE)
+        assert abs((sample**4).mean() - 3) < 5 * np.sqrt(96 / SIZE)
+
+
+def test_the_scale_follows_the_clipping(key):
+    """`dpsgd` end to end on gradients of zero: the std of the mean is sigma R / b, or sigma / b when normalised."""
+    params = jnp.zeros(SIZE)
+    for normalize, unit in ((False, 4.0), (True, 1.0)):
+        tx = transforms.dpsgd(
+            max_norm=4.0, noise_multiplier=0.5, expected_batch_size=10.0, key=key, normalize=normalize
+        )
+        update, _ = tx.update(jnp.zeros((2, SIZE)), tx.init(params), params)
+        assert float(jnp.std(update)) == pytest.approx(0.5 * unit / 10.0, rel=5 / np.sqrt(2 * SIZE))
+
+
+def test_parameters_and_steps_have_independent_noise(key):
+    tx = transforms.add_gaussian_noise(1.0, key)
+    first, state = noise_of(tx)
+    second, _ = noise_of(tx, state)
+    draws = [first["a"], first["b"], second["a"], second["b"]]
+    for i in range(4):
+        for j in range(i):
+            assert correlation(draws[i], draws[j]) < 5 / np.sqrt(SIZE)
+
+
+def test_the_stream_is_of_its_own(key):
+    """The same key given to a sampler or used directly yields other bits, and another key other noise."""
+    draw = lambda k: np.asarray(noise_of(transforms.add_gaussian_noise(1.0, k))[0]["a"])
+    mine = draw(key)
+    assert correlation(mine, draw(sampling.key_from_seed(5))) < 5 / np.sqrt(SIZE)
+    shape = (SIZE,)
+    direct = [key, jax.random.fold_in(key, 0), *jax.random.split(key, 3), *sampling.streams(key)]
+    for other in [*direct, jax.random.split(jax.random.fold_in(key, 0), 3)[0]]:
+        assert correlation(mine, jax.random.normal(other, shape)) < 5 / np.sqrt(SIZE)
+    # `PoissonSampling.sample` draws from the two halves of `fold_in(key, step)`.
+    assert sampling.PoissonSampling(SIZE, 0.5).sample(key, 0).mask.any()
+    kept = jax.random.bits(jax.random.split(jax.random.fold_in(key, 0))[0], shape, jnp.uint32)
+    assert correlation(mine, kept) < 5 / np.sqrt(SIZE)
+
+
+def test_no_noise_repeats_within_a_run_or_after_a_restart(key):
+    """Fifty releases, the last thirty from a state that went through the host, share no vector."""
+    tx = transforms.add_gaussian_noise(1.0, key)
+    tree = {"a": jnp.zeros(40), "b": jnp.zeros((5, 8))}
+    release = jax.jit(lambda state: noise_of(tx, state, tree))
+
+    def releases(state, count):
+        drawn = []
+        for _ in range(count):
+            noise, state = release(state)
+            drawn.append(flat64(noise))
+        return drawn, state
+
+    whole, _ = releases(tx.init(tree), 50)
+    begun, state = releases(tx.init(tree), 20)
+    saved = np.asarray(jax.random.key_data(state.key)), np.asarray(state.count)
+    restored = transforms.GaussianNoiseState(
+        jax.random.wrap_key_data(saved[0], impl=jax.random.key_impl(key)), jnp.asarray(saved[1])
+    )
+    rest, _ = releases(restored, 30)
+    np.testing.assert_array_equal(whole, begun + rest)
+    assert len(np.unique(np.reshape(whole, (100, 40)), axis=0)) == 100
+    # Single values of float32 do coincide now and then.
+    assert len(np.unique(whole)) > 0.99 * 4000
+    assert release._cache_size() <= 2
+
+
+def test_noise_is_added_once_whatever_the_microbatches(key):
+    batch = normal_batch(6)
+    mask = jnp.arange(6) < 5
+    results = []
+    for size in (None, 1, 4):
+        tx = transforms.dpsgd(max_norm=1.0, noise_multiplier=2.0, expected_batch_size=5.0, key=key)
+        grads = jaxdp.per_example_grad(loss)(PARAMS, batch, mask=mask, microbatch_size=size)
+        update, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+        assert int(state[1].count) == 1
+        results.append(flat64(update))
+    np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(results[2], results[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_gradients_get_float32_noise(key, dtype):
+    params = jnp.zeros(1000, dtype)
+    tx = optax.chain(transforms.clip(1.0), transforms.add_gaussian_noise(1.0, key))
+    stacked, _ = tx.update(jnp.zeros((2, 1000), dtype), tx.init(params), params)
+    grads = jaxdp.per_example_grad(lambda p, x: jnp.sum(p).astype(jnp.float32) * x)(params, jnp.zeros(2))
+    lazy, _ = tx.update(grads, tx.init(params), params)
+    handmade, _ = noise_of(transforms.add_gaussian_noise(1.0, key), tree=params)
+    for update in (stacked, lazy, handmade):
+        assert update.dtype == jnp.float32
+        # Rounded to half precision, most values would change.
+        assert np.mean(np.asarray(update.astype(dtype).astype(jnp.float32)) == np.asarray(update)) < 0.01
+
+
+def test_no_noise_leaves_the_sum_as_it_is(key):
+    tree = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+    same, state = noise_of(transforms.add_gaussian_noise(0, key), tree=tree)
+    np.testing.assert_array_equal(flat64(same), flat64(tree))
+    assert int(state.count) == 1
+
+
+def test_a_donated_state_leaves_the_callers_key(key):
+    tx = transforms.add_gaussian_noise(1.0, key)
+    step = jax.jit(lambda state: noise_of(tx, state, jnp.zeros(3)), donate_argnums=0)
+    first, state = step(tx.init(jnp.zeros(3)))
+    again, _ = step(tx.init(jnp.zeros(3)))
+    np.testing.assert_array_equal(first, again)
+    assert int(state.count) == 1
+
+
+@pytest.mark.parametrize("noise_multiplier", [-0.1, float("nan"), float("inf")])
+def test_an_impossible_noise_multiplier_is_refused(key, noise_multiplier):
+    with pytest.raises(ValueError, match="noise_multiplier is .*finite and not negative"):
+        transforms.add_gaussian_noise(noise_multiplier, key)
+
+
+@pytest.mark.parametrize("noise_multiplier", [True, "1", None])
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_noise_multiplier_of_another_kind_is_refused(key, noise_multiplier):
+    with pytest.raises(TypeError, match="noise_multiplier is .*Python number"):
+        transforms.add_gaussian_noise(noise_multiplier, key)
+
+
+@pytest.mark.parametrize(
+    "bad", [0, jax.random.PRNGKey(0), jax.random.split(jax.random.key(0)), np.zeros(2, np.uint32), None]
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_seed_or_an_old_style_key_is_refused(bad):
+    """Also inside `jit`, where everything is a tracer."""
+    with pytest.raises(TypeError, match="not a typed PRNG key.*key_from_entropy"):
+        transforms.add_gaussian_noise(1.0, bad)
+    if isinstance(bad, jax.Array):
+        with pytest.raises(TypeError, match="not a typed PRNG key"):
+            jax.jit(lambda k: noise_of(transforms.add_gaussian_noise(1.0, k))[0])(bad)
+
+
+@pytest.mark.parametrize("size", [0, -3.0, float("inf"), float("nan")])
+def test_dpsgd_refuses_an_impossible_expected_batch_size(key, size):
+    with pytest.raises(ValueError, match="expected_batch_size is .*positive and finite"):
+        transforms.dpsgd(max_norm=1.0, noise_multiplier=1.0, expected_batch_size=size, key=key)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_dpsgd_refuses_a_batch_size_that_was_drawn(key):
+    """The number of examples drawn is private, and known only inside the step."""
+    make = lambda n: transforms.dpsgd(max_norm=1.0, noise_multiplier=1.0, expected_batch_size=n, key=key)
+    with pytest.raises(TypeError, match=r"expected_batch_size is .*public Python number"):
+        jax.jit(lambda mask: make(jnp.sum(mask)).init(jnp.zeros(2)))(jnp.ones(3, bool))
