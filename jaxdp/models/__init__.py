@@ -1,7 +1,7 @@
 """Reference models in Flax NNX, and the Hugging Face directories they are read from and written to."""
 
 from ._bert import BertEncoder
-from ._cache import encode_features, encode_hidden
+from ._cache import Encoded, encode
 from ._classifier import SequenceClassifier
 from ._config import BertConfig
 from ._hugging_face import load_classifier, load_pretrained, save_pretrained
@@ -14,14 +14,14 @@ __all__ = [
     "BertConfig",
     "BertEncoder",
     "Constant",
+    "Encoded",
     "FeatureExample",
     "HiddenExample",
     "SequenceClassifier",
     "TextExample",
     "Tokenizer",
     "cross_entropy",
-    "encode_features",
-    "encode_hidden",
+    "encode",
     "example_loss",
     "frozen_layers",
     "load_classifier",

@@ -118,6 +118,32 @@ class BertEncoder(nnx.Module):
         Raises:
             ValueError: layers that do not exist, or dropout without a key.
         """
+        return self._levels(hidden, attention_mask, start, stop, key, deterministic)[-1]
+
+    def means_from(
+        self,
+        hidden: Float[Array, "seq hidden"],
+        attention_mask: Bool[Array, "seq"] | Int[Array, "seq"],
+        start: int,
+        *,
+        stop: int | None = None,
+        key: Array | None = None,
+        deterministic: bool = False,
+    ) -> Float[Array, "levels hidden"]:
+        """The masked means of `hidden` and of the output of every layer that `layers_from` runs on it.
+
+        Args and errors are those of `layers_from`.
+
+        Returns:
+            ``stop - start + 1`` means; level i of the whole model is the input of layer i.
+        """
+        levels = self._levels(hidden, attention_mask, start, stop, key, deterministic)
+        return jnp.stack([self.pooled(level, attention_mask) for level in levels])
+
+    def _levels(
+        self, hidden: Array, attention_mask: Array, start: int, stop: int | None, key: Array | None, deterministic: bool
+    ) -> list[Array]:
+        """`hidden` and the output of each layer from `start` to `stop` - 1."""
         count = len(self.layers)
         stop = count if stop is None else stop
         if not 0 <= start <= stop <= count:
@@ -126,9 +152,10 @@ class BertEncoder(nnx.Module):
             )
         keys = split_key(self._dropout_key(key, deterministic), count)
         mask = attention_mask.astype(bool)
+        levels = [hidden]
         for index in range(start, stop):
-            hidden = self.layers[index](hidden, mask, keys[index])
-        return hidden
+            levels.append(self.layers[index](levels[-1], mask, keys[index]))
+        return levels
 
     def pooled(
         self, hidden: Float[Array, "seq hidden"], attention_mask: Bool[Array, "seq"] | Int[Array, "seq"]

@@ -1,6 +1,7 @@
 """The output of frozen layers, computed once for a whole data set."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,80 +11,68 @@ from jaxtyping import Bool, Float, Int32
 from ._bert import BertEncoder
 
 
-def encode_hidden(
+class Encoded(NamedTuple):
+    """What frozen layers make of a data set.
+
+    Attributes:
+        hidden: the input of layer `layers`, [n, seq, hidden]; None if it was not asked for.
+        means: the masked means of the embeddings and of every layer run, [n, layers + 1, hidden].
+    """
+
+    hidden: Float[np.ndarray, "n seq hidden"] | None
+    means: Float[np.ndarray, "n levels hidden"]
+
+
+def encode(
     encoder: BertEncoder,
     ids: Int32[np.ndarray, "n seq"],
     mask: Bool[np.ndarray, "n seq"],
     *,
     layers: int,
+    hidden: bool,
     batch_size: int = 256,
-) -> Float[np.ndarray, "n seq hidden"]:
-    """The input of layer `layers` for every text: what `HiddenExample` stores.
+) -> Encoded:
+    """Run the embeddings and the bottom layers on every text, without dropout.
 
     Args:
-        encoder: its embeddings and bottom layers are run, without dropout.
+        encoder: its bottom layers are run.
         ids: token ids, one row a text.
         mask: true where there is a token.
         layers: number of layers to run; see `frozen_layers`.
+        hidden: whether to keep the hidden states, which `HiddenExample` stores; n x seq x hidden x 4 bytes in float32.
         batch_size: texts that are run at once.
 
     Returns:
-        Hidden states; n x seq x hidden x 4 bytes in float32.
+        Hidden states and means.
+
+    Raises:
+        ValueError: no texts, or a batch size below 1.
     """
-    return _run(encoder, ids, mask, layers=layers, pool=False, batch_size=batch_size)
-
-
-def encode_features(
-    encoder: BertEncoder,
-    ids: Int32[np.ndarray, "n seq"],
-    mask: Bool[np.ndarray, "n seq"],
-    *,
-    batch_size: int = 256,
-) -> Float[np.ndarray, "n hidden"]:
-    """The mean hidden state of every text: what `FeatureExample` stores.
-
-    Args:
-        encoder: is run without dropout.
-        ids: token ids, one row a text.
-        mask: true where there is a token.
-        batch_size: texts that are run at once.
-
-    Returns:
-        One row a text.
-    """
-    layers = encoder.config.num_hidden_layers
-    return _run(encoder, ids, mask, layers=layers, pool=True, batch_size=batch_size)
-
-
-def _run(
-    encoder: BertEncoder, ids: np.ndarray, mask: np.ndarray, *, layers: int, pool: bool, batch_size: int
-) -> np.ndarray:
-    """Run the bottom layers in batches of one shape."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
+    if not len(ids):
+        raise ValueError("there are no texts to encode: ids has no rows.")
     graphdef, state = nnx.split(encoder)
-    out = None
+    blocks = []
     for begin in range(0, len(ids), batch_size):
         rows = slice(begin, begin + batch_size)
         count = len(ids[rows])
         # The last batch is filled up with masked rows: a second shape would mean a second compilation.
         fill = ((0, batch_size - count), (0, 0))
-        block = np.asarray(_encode(graphdef, layers, pool, state, np.pad(ids[rows], fill), np.pad(mask[rows], fill)))
-        if out is None:
-            out = np.empty((len(ids), *block.shape[1:]), block.dtype)
-        out[rows] = block[:count]
-    if out is None:
-        raise ValueError("there are no texts to encode: ids has no rows.")
-    return out
+        block = _encode(graphdef, layers, hidden, state, np.pad(ids[rows], fill), np.pad(mask[rows], fill))
+        blocks.append([None if x is None else np.asarray(x)[:count] for x in block])
+    states, means = zip(*blocks, strict=True)
+    return Encoded(np.concatenate(states) if hidden else None, np.concatenate(means))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _encode(graphdef, layers, pool, state, ids, mask):
+def _encode(graphdef, layers, keep, state, ids, mask):
     encoder = nnx.merge(graphdef, state)
 
     def one(ids, mask):
-        hidden = encoder.embed(ids, mask, deterministic=True)
-        hidden = encoder.layers_from(hidden, mask, 0, stop=layers, deterministic=True)
-        return encoder.pooled(hidden, mask) if pool else hidden
+        embedded = encoder.embed(ids, mask, deterministic=True)
+        means = encoder.means_from(embedded, mask, 0, stop=layers, deterministic=True)
+        last = encoder.layers_from(embedded, mask, 0, stop=layers, deterministic=True) if keep else None
+        return last, means
 
     return jax.vmap(one)(ids, mask)

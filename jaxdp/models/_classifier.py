@@ -1,4 +1,6 @@
-"""A classifier of sequences: encoder, masked mean, optional public normalisation, linear head."""
+"""A classifier of sequences: encoder, masked means, optional public normalisation, linear head."""
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -7,19 +9,24 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ._bert import BertEncoder
-from ._layers import Constant, Dense
+from ._layers import Constant, Dense, split_key
 
 
 class SequenceClassifier(nnx.Module):
     """Logits of one text: ``head(normalise(mean_{t in mask} encoder(ids)_t))``.
 
-    The head starts at zero, so that the first noisy steps do not have to unlearn a random one. With
-    `normalize`, `feature_center` and `feature_scale` the features f become ``(f / ||f|| - center) * scale``;
-    center and scale are **public** constants: they must not be computed from the private examples.
+    With ``pooling="every_layer"`` the head sees the means of the embeddings and of every layer's output side by side:
+    lower layers keep what a general-purpose last layer has dropped.
+
+    The head starts at zero, so that the first noisy steps do not have to unlearn a random one. With `normalize`,
+    `feature_center` and `feature_scale` the features f become ``(f / ||f|| - center) * scale``; center and scale are
+    **public** constants: they must not be computed from the private examples. With several levels each mean is divided
+    by its own norm and by the square root of their number, so that the features have norm 1.
 
     Args:
         encoder: gives the hidden states.
         num_classes: number of classes, at least 2.
+        pooling: what the head sees, ``"last"`` or ``"every_layer"``.
         label_names: their names in the order of the logits; ``LABEL_0``, ``LABEL_1``, ... when left out.
         normalize: divide the features of each text by their Euclidean norm.
         feature_center: subtracted from the features, one number a feature.
@@ -45,6 +52,7 @@ class SequenceClassifier(nnx.Module):
         encoder: BertEncoder,
         num_classes: int,
         *,
+        pooling: Literal["last", "every_layer"] = "last",
         label_names: tuple[str, ...] | None = None,
         normalize: bool = False,
         feature_center: np.ndarray | Array | None = None,
@@ -55,13 +63,21 @@ class SequenceClassifier(nnx.Module):
         names = tuple(f"LABEL_{i}" for i in range(num_classes)) if label_names is None else tuple(label_names)
         if len(names) != num_classes or len(set(names)) != num_classes:
             raise ValueError(f"label_names must be {num_classes} different names, not {names}.")
-        size = encoder.config.hidden_size
+        if pooling not in ("last", "every_layer"):
+            raise ValueError(f'pooling is {pooling!r}: use "last" or "every_layer".')
+        self.pooling = pooling
         self.encoder = encoder
+        size = encoder.config.hidden_size * self.num_levels
         self.label_names = names
         self.normalize = normalize
         self.feature_center: Constant | None = nnx.data(_public_vector("feature_center", feature_center, size))
         self.feature_scale: Constant | None = nnx.data(_public_vector("feature_scale", feature_scale, size))
         self.head = Dense(size, num_classes, stddev=0.0, rngs=nnx.Rngs(0))
+
+    @property
+    def num_levels(self) -> int:
+        """How many masked means the head sees."""
+        return 1 if self.pooling == "last" else self.encoder.config.num_hidden_layers + 1
 
     @property
     def num_classes(self) -> int:
@@ -77,8 +93,9 @@ class SequenceClassifier(nnx.Module):
         deterministic: bool = False,
     ) -> Float[Array, "classes"]:
         """Logits of one text; arguments as in `BertEncoder.__call__`."""
-        hidden = self.encoder(ids, attention_mask, key=key, deterministic=deterministic)
-        return self.classify(self.encoder.pooled(hidden, attention_mask))
+        below, above = split_key(key, 2)
+        hidden = self.encoder.embed(ids, attention_mask, key=below, deterministic=deterministic)
+        return self.from_hidden(hidden, attention_mask, 0, key=above, deterministic=deterministic)
 
     def from_hidden(
         self,
@@ -86,24 +103,34 @@ class SequenceClassifier(nnx.Module):
         attention_mask: Bool[Array, "seq"] | Int[Array, "seq"],
         start: int,
         *,
+        below: Float[Array, "start hidden"] | None = None,
         key: Array | None = None,
         deterministic: bool = False,
     ) -> Float[Array, "classes"]:
-        """Logits from the input of layer `start`; arguments as in `BertEncoder.layers_from`."""
-        hidden = self.encoder.layers_from(hidden, attention_mask, start, key=key, deterministic=deterministic)
-        return self.classify(self.encoder.pooled(hidden, attention_mask))
+        """Logits from the input of layer `start`; arguments as in `BertEncoder.layers_from`.
 
-    def classify(self, pooled: Float[Array, "hidden"]) -> Float[Array, "classes"]:
-        """Logits from the mean hidden state of one text."""
-        features = pooled
+        With ``pooling="every_layer"``, `below` holds the means of the levels under `start`.
+        """
+        means = self.encoder.means_from(hidden, attention_mask, start, key=key, deterministic=deterministic)
+        if self.pooling == "every_layer" and start > 0:
+            if below is None:
+                raise ValueError('pooling is "every_layer": give the means of the levels below, below=...')
+            means = jnp.concatenate([below.astype(means.dtype), means])
+        return self.head(self.features(means))
+
+    def features(self, means: Float[Array, "levels hidden"]) -> Float[Array, "features"]:
+        """What the head sees, from the masked means of all levels (of which it may use the last one only)."""
+        means = means[-self.num_levels :]
         if self.normalize:
             # The floor keeps the gradient of a fully masked (all-zero) text finite.
-            features = features * jax.lax.rsqrt(jnp.sum(jnp.square(features)) + 1e-12)
+            squares = jnp.sum(jnp.square(means), axis=1, keepdims=True)
+            means = means * jax.lax.rsqrt(self.num_levels * (squares + 1e-12))
+        features = means.reshape(-1)
         if self.feature_center is not None:
             features = features - self.feature_center[...].astype(features.dtype)
         if self.feature_scale is not None:
             features = features * self.feature_scale[...].astype(features.dtype)
-        return self.head(features)
+        return features
 
 
 def _public_vector(name: str, values: float | np.ndarray | Array | None, size: int) -> Constant | None:

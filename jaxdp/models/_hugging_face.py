@@ -108,11 +108,12 @@ def load_classifier(directory: str | Path, *, dropout: float = 0.0, dtype: Any =
         encoder,
         len(names),
         label_names=names,
+        pooling=head["pooling"],
         normalize=bool(head["normalize"]),
         feature_center=tensors.get(_HEAD_CONSTANTS[0]),
         feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
     )
-    shape = (len(names), config.hidden_size)
+    shape = (len(names), config.hidden_size * model.num_levels)
     weight, bias = _checked(tensors, _HEAD[0], shape), _checked(tensors, _HEAD[1], shape[:1])
     model.head.kernel = nnx.Param(jnp.asarray(weight.T, dtype))
     model.head.bias = nnx.Param(jnp.asarray(bias, dtype))
@@ -151,7 +152,7 @@ def save_pretrained(
     if isinstance(model, SequenceClassifier):
         values["id2label"] = {str(index): name for index, name in enumerate(model.label_names)}
         values["label2id"] = {name: index for index, name in enumerate(model.label_names)}
-        values[_HEAD_CONFIG] = {"pooling": "mean", "normalize": model.normalize}
+        values[_HEAD_CONFIG] = {"pooling": model.pooling, "normalize": model.normalize}
         tensors[_HEAD[0]] = np.asarray(model.head.kernel[...]).T
         tensors[_HEAD[1]] = np.asarray(model.head.bias[...])
         for name, constant in zip(_HEAD_CONSTANTS, (model.feature_center, model.feature_scale), strict=True):

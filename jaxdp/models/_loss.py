@@ -36,19 +36,21 @@ class HiddenExample(NamedTuple):
         mask: true where there is a token, [seq].
         label: index of the class.
         key: random key of this example's dropout; None without dropout.
+        below: the means of the levels under `start`, [start, hidden], for a head that sees every layer.
     """
 
     hidden: Any
     mask: Any
     label: Any
     key: Any = None
+    below: Any = None
 
 
 class FeatureExample(NamedTuple):
-    """The stored mean hidden state in place of the ids, when only the head is trained.
+    """What the head sees in place of the ids, when only the head is trained.
 
     Attributes:
-        features: the masked mean of the last layer, [hidden].
+        features: the output of `SequenceClassifier.features`, [features].
         label: index of the class.
     """
 
@@ -108,9 +110,9 @@ def example_loss(
     def loss(params: Any, example: TextExample | HiddenExample | FeatureExample) -> Float[Array, ""]:
         model: SequenceClassifier = nnx.merge(graphdef, params, *frozen)
         if isinstance(example, FeatureExample):
-            logits = model.classify(example.features)
+            logits = model.head(example.features)
         elif isinstance(example, HiddenExample):
-            logits = model.from_hidden(example.hidden, example.mask, start, key=example.key)
+            logits = model.from_hidden(example.hidden, example.mask, start, below=example.below, key=example.key)
         else:
             logits = model(example.ids, example.mask, key=example.key)
         return cross_entropy(logits, example.label)

@@ -40,6 +40,12 @@ class Classifier:
         flat = [(path, variable.replace(params[name])) for name, (path, variable) in self.variables.items()]
         return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
 
+    def features(self, params: Params, means: np.ndarray) -> np.ndarray:
+        """What the head sees of every text, from the masked means of all levels."""
+        model = self.build(params)
+        head_inputs = jax.jit(jax.vmap(model.features))
+        return np.concatenate([np.asarray(head_inputs(means[i : i + 4096])) for i in range(0, len(means), 4096)])
+
     def trained_paths(self, selection: str | tuple[str, ...], field: str) -> tuple[str, ...]:
         """The parameters that a phase trains."""
         try:
@@ -62,10 +68,10 @@ class Classifier:
     def _logits(self, params: Params, example: Example, start: int, deterministic: bool) -> Array:
         model = self.build(params)
         if isinstance(example, models.FeatureExample):
-            return model.classify(example.features)
+            return model.head(example.features)
         if isinstance(example, models.HiddenExample):
             inputs = (example.hidden, example.mask, start)
-            return model.from_hidden(*inputs, key=example.key, deterministic=deterministic)
+            return model.from_hidden(*inputs, below=example.below, key=example.key, deterministic=deterministic)
         return model(example.ids, example.mask, key=example.key, deterministic=deterministic)
 
 
@@ -79,6 +85,7 @@ def load_classifier(config: ModelConfig, directory: Path, label_names: Sequence[
         encoder,
         len(label_names),
         label_names=tuple(label_names),
+        pooling=config.pooling,
         normalize=config.normalize,
         feature_scale=config.feature_scale if config.feature_scale != 1.0 else None,
     )

@@ -39,6 +39,9 @@ class ModelConfig(_Section):
     path: str = Field("minilm", description='"minilm", or the path of a Hugging Face directory with a BERT encoder')
     train: Selection | None = Field(None, description="what the phases train that do not say it themselves")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout rate of what a phase runs live")
+    pooling: Literal["last", "every_layer"] = Field(
+        "every_layer", description='the head sees the mean of the "last" layer, or those of "every_layer"'
+    )
     normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
     feature_scale: Positive = Field(1.0, description="a public constant that multiplies the features")
 

@@ -35,38 +35,41 @@ def frozen_outputs(
     start: int,
     directory: Path,
     progress: Callable[[int, int], None],
-) -> np.ndarray:
-    """The input of layer `start` for every text, or the mean hidden state if `start` is above the last layer.
+) -> models.Encoded:
+    """What the frozen layers make of every text: the input of layer `start`, and the means of all levels up to it.
 
     Args:
       classifier: the model.
       params: its values.
       texts: what to run it on.
-      start: number of frozen layers.
+      start: number of frozen layers; the hidden states are kept only if there is a layer above them.
       directory: where the outputs are kept, under a name that depends on everything they are computed from.
       progress: called with (texts done, texts in all).
 
     Returns:
-      `[n, seq, hidden]` or `[n, hidden]`, float32.
+      Hidden states (or None) and means, float32.
     """
     encoder = classifier.build(params).encoder
-    pooled = start == encoder.config.num_hidden_layers
-    file = directory / f"{_name(params, texts, start)}.npy"
+    keep, size = start < encoder.config.num_hidden_layers, encoder.config.hidden_size
+    file = directory / f"{_name(params, texts, start)}.npz"
     if file.exists():
-        return np.load(file)
-    shape = (len(texts), encoder.config.hidden_size) if pooled else (*texts.ids.shape, encoder.config.hidden_size)
-    out = np.zeros(shape, np.float32)
+        with np.load(file) as stored:
+            return models.Encoded(stored["hidden"] if keep else None, stored["means"])
+    hidden = np.zeros((*texts.ids.shape, size), np.float32) if keep else None
+    means = np.zeros((len(texts), start + 1, size), np.float32)
     done = 0
     for rows, length in by_length(texts.mask, _BLOCK):
-        ids, mask = texts.ids[rows, :length], texts.mask[rows, :length]
-        if pooled:
-            out[rows] = models.encode_features(encoder, ids, mask, batch_size=_BATCH)
-        else:
-            out[rows, :length] = models.encode_hidden(encoder, ids, mask, layers=start, batch_size=_BATCH)
+        part = models.encode(
+            encoder, texts.ids[rows, :length], texts.mask[rows, :length], layers=start, hidden=keep, batch_size=_BATCH
+        )
+        means[rows] = part.means
+        if hidden is not None:
+            hidden[rows, :length] = part.hidden
         done += len(rows)
         progress(done, len(texts))
-    _write(file, out)
-    return out
+    outputs = models.Encoded(hidden, means)
+    _write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
+    return outputs
 
 
 def _name(params: Params, texts: data.TokenisedText, start: int) -> str:
@@ -85,10 +88,10 @@ def _is_below(name: str, start: int) -> bool:
     return parts[:2] == ["encoder", "embeddings"]
 
 
-def _write(file: Path, array: np.ndarray) -> None:
+def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all, and for nobody else to read."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        np.save(stream, array)
+        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
     os.replace(temporary, file)

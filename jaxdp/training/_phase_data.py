@@ -56,9 +56,10 @@ def make_phase_data(
             classifier, params, part, start, directory, lambda done, _, at=before: progress(at + done, total)
         )
         if head_only:
-            examples.append(models.FeatureExample(outputs, part.labels))
+            examples.append(models.FeatureExample(classifier.features(params, outputs.means), part.labels))
         else:
-            examples.append(models.HiddenExample(outputs, part.mask, part.labels))
+            below = outputs.means[:, :start] if classifier.build(params).pooling == "every_layer" else None
+            examples.append(models.HiddenExample(outputs.hidden, part.mask, part.labels, below=below))
     return _placed(examples[0], examples[1], dataset, start)
 
 
@@ -120,7 +121,7 @@ def _placed(train: Any, held_out: Any, dataset: Dataset, start: int) -> PhaseDat
         filled = np.resize(rows, size)
         examples = jax.tree.map(lambda x, i=filled: x[i], held_out)
         if length:
-            # ids, mask and hidden have the tokens on their second axis.
-            examples = examples._replace(**{f: x[:, :length] for f, x in examples._asdict().items() if np.ndim(x) >= 2})
+            tokens = {f: x for f, x in examples._asdict().items() if f in ("ids", "mask", "hidden")}
+            examples = examples._replace(**{f: x[:, :length] for f, x in tokens.items()})
         batches.append((jax.tree.map(jnp.asarray, examples), np.arange(size) < len(rows)))
     return PhaseData(jax.tree.map(jnp.asarray, train), batches, start)

@@ -71,9 +71,9 @@ def test_given_token_types_are_used(encoder):
 @pytest.mark.parametrize("start", [0, 1, 3])
 def test_stored_lower_layers_give_the_same_logits(classifier, start):
     classifier.head.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (8, 3)))
-    below = models.encode_hidden(
-        classifier.encoder, np.asarray(IDS)[None], np.asarray(MASK)[None], layers=start, batch_size=2
-    )
+    below = models.encode(
+        classifier.encoder, np.asarray(IDS)[None], np.asarray(MASK)[None], layers=start, hidden=True, batch_size=2
+    ).hidden
     got = classifier.from_hidden(jnp.asarray(below[0]), MASK, start)
     np.testing.assert_allclose(got, classifier(IDS, MASK), atol=1e-5)
 
@@ -81,8 +81,8 @@ def test_stored_lower_layers_give_the_same_logits(classifier, start):
 def test_encoding_in_batches_does_not_depend_on_the_batch_size(encoder):
     ids = np.random.default_rng(0).integers(0, 40, (5, 6)).astype(np.int32)
     mask = np.arange(6)[None] < np.array([[6], [3], [1], [4], [2]])
-    whole = models.encode_features(encoder, ids, mask, batch_size=5)
-    parts = models.encode_features(encoder, ids, mask, batch_size=2)
+    whole = models.encode(encoder, ids, mask, layers=3, hidden=False, batch_size=5).means[:, -1]
+    parts = models.encode(encoder, ids, mask, layers=3, hidden=False, batch_size=2).means[:, -1]
     assert whole.shape == (5, 8)
     np.testing.assert_allclose(parts, whole, atol=1e-6)
     single = encoder.pooled(encoder(jnp.asarray(ids[3]), jnp.asarray(mask[3])), jnp.asarray(mask[3]))
@@ -125,7 +125,7 @@ def test_wrong_calls_are_refused(encoder):
     with pytest.raises(ValueError, match="start = 4 and stop = 3 must satisfy"):
         encoder.layers_from(jnp.zeros((2, 8)), jnp.ones(2, bool), 4)
     with pytest.raises(ValueError, match="ids has no rows"):
-        models.encode_features(encoder, np.zeros((0, 4), np.int32), np.zeros((0, 4), bool))
+        models.encode(encoder, np.zeros((0, 4), np.int32), np.zeros((0, 4), bool), layers=1, hidden=False)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,10 @@ def test_the_three_kinds_of_example_give_the_same_loss_and_head_gradient(classif
     label = jnp.array(2)
     value, gradient = loss(params, models.TextExample(IDS, MASK, label))
     np.testing.assert_allclose(value, models.cross_entropy(classifier(IDS, MASK), label), rtol=1e-6)
-    for example in (models.HiddenExample(hidden, MASK, label), models.FeatureExample(pooled, label)):
+    for example in (
+        models.HiddenExample(hidden, MASK, label),
+        models.FeatureExample(classifier.features(pooled[None]), label),
+    ):
         other_value, other = loss(params, example)
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, gradient)
@@ -87,3 +90,23 @@ def test_the_loss_is_vmapped_over_a_batch_with_dropout_keys(encoder):
     assert abs(float(losses[0] - losses[1])) > 1e-4  # the same text under two keys
     with pytest.raises(ValueError, match="needs a random key"):
         loss(params, models.TextExample(IDS, MASK, jnp.array(1)))
+
+
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_a_head_that_sees_every_layer_may_start_anywhere(encoder, start):
+    model = models.SequenceClassifier(encoder, 3, pooling="every_layer", normalize=True)
+    model.head.kernel = nnx.Param(jax.random.normal(jax.random.key(0), (32, 3)))
+    embedded = encoder.embed(IDS, MASK)
+    means = encoder.means_from(embedded, MASK, 0)
+    levels = [encoder.layers_from(embedded, MASK, 0, stop=count) for count in range(4)]
+    np.testing.assert_allclose(means, jnp.stack([encoder.pooled(level, MASK) for level in levels]), atol=1e-6)
+    unit = np.asarray(means, np.float64) / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.features(means), unit.reshape(-1) / 2, atol=1e-6)
+    np.testing.assert_allclose(jnp.linalg.norm(model.features(means)), 1.0, rtol=1e-5)
+    expected = model(IDS, MASK)
+    np.testing.assert_allclose(
+        model.from_hidden(levels[start], MASK, start, below=means[:start]), expected, rtol=1e-5, atol=1e-6
+    )
+    if start:
+        with pytest.raises(ValueError, match="below"):
+            model.from_hidden(levels[start], MASK, start)

@@ -60,7 +60,7 @@ def test_outputs_are_read_back_and_depend_on_all_they_come_from(prepared, tmp_pa
     changed = phase_data((config, dataset, classifier, other), folder, train="head")
     assert len(set(folder.iterdir())) == 4
     assert np.any(np.asarray(changed.train.features) != np.asarray(first.train.features))
-    monkeypatch.setattr(_features.models, "encode_features", None)
+    monkeypatch.setattr(_features.models, "encode", None)
     again = phase_data(prepared, folder, train="head")
     np.testing.assert_array_equal(again.train.features, first.train.features)
 

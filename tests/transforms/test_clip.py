@@ -67,9 +67,7 @@ def test_an_example_without_a_finite_norm_contributes_exactly_zero(source, facto
     zero = batch_of(BATCH["x"], np.where(np.arange(5) == 2, 0.0, BATCH["factor"]))
     for rule in ("flat", "auto_s", "auto_v"):
         tx = transforms.clip(0.8, rule=rule)
-        np.testing.assert_array_equal(
-            flat64(clipped(tx, source, bad).tree), flat64(clipped(tx, source, zero).tree)
-        )
+        np.testing.assert_array_equal(flat64(clipped(tx, source, bad).tree), flat64(clipped(tx, source, zero).tree))
 
 
 @pytest.mark.parametrize("source", ["ghost", "materialize"])
@@ -90,14 +88,14 @@ def test_a_zero_gradient_contributes_zero(rule):
 
 @pytest.mark.parametrize("max_norm", [0, -1.0, float("nan"), float("inf"), 1e-12, 1e30])
 def test_a_max_norm_without_a_meaning_is_refused(max_norm):
-    with pytest.raises(ValueError, match="max_norm is .*(positive and finite|float32 cannot square)"):
+    with pytest.raises(ValueError, match=r"max_norm is .*(positive and finite|float32 cannot square)"):
         transforms.clip(max_norm)
 
 
 @pytest.mark.parametrize("max_norm", [True, "1.0", None, np.ones(1)])
 @pytest.mark.usefixtures("without_type_checks")
 def test_a_max_norm_of_another_kind_is_refused(max_norm):
-    with pytest.raises(TypeError, match="max_norm is .*Python number"):
+    with pytest.raises(TypeError, match=r"max_norm is .*Python number"):
         transforms.clip(max_norm)
 
 
@@ -115,9 +113,9 @@ def test_a_numpy_number_is_as_good_as_a_python_one():
 
 @pytest.mark.usefixtures("without_type_checks")
 def test_unknown_rules_and_groups_are_refused():
-    with pytest.raises(ValueError, match="rule is 'hard'.*auto_v"):
+    with pytest.raises(ValueError, match=r"rule is 'hard'.*auto_v"):
         transforms.clip(1.0, rule="hard")
-    with pytest.raises(ValueError, match='groups is "?.layer.*"param"'):
+    with pytest.raises(ValueError, match=r'groups is "?.layer.*"param"'):
         transforms.clip(1.0, groups="layer").init(PARAMS)
 
 
@@ -153,7 +151,5 @@ def test_the_event_is_that_of_the_noise():
     assert tx.dp_event(0.0) == dp_accounting.NonPrivateDpEvent()
     private = transforms.dpsgd(max_norm=0.3, noise_multiplier=1.5, expected_batch_size=8, key=jax.random.key(0))
     assert private.dp_event() == tx.dp_event(1.5) and private.clip.sensitivity == 0.3
-    spent = jaxdp.accounting.epsilon(
-        clip=tx, noise_multiplier=1.5, delta=1e-5, sampling_probability=0.01, num_steps=10
-    )
+    spent = jaxdp.accounting.epsilon(clip=tx, noise_multiplier=1.5, delta=1e-5, sampling_probability=0.01, num_steps=10)
     assert 0 < spent < 1

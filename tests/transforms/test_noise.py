@@ -105,8 +105,13 @@ def test_noise_is_added_once_whatever_the_microbatches(key):
     results = []
     for size in (None, 1, 4):
         tx = transforms.dpsgd(max_norm=1.0, noise_multiplier=2.0, expected_batch_size=5.0, key=key)
-        grads = jaxdp.per_example_grad(loss)(PARAMS, batch, mask=mask, microbatch_size=size)
-        update, state = tx.update(grads, tx.init(PARAMS), PARAMS)
+
+        @jax.jit
+        def release(state):
+            grads = jaxdp.per_example_grad(loss)(PARAMS, batch, mask=mask, microbatch_size=size)
+            return tx.update(grads, state, PARAMS)
+
+        update, state = release(tx.init(PARAMS))
         assert int(state[1].count) == 1
         results.append(flat64(update))
     np.testing.assert_allclose(results[1], results[0], rtol=1e-5, atol=1e-6)
@@ -145,14 +150,14 @@ def test_a_donated_state_leaves_the_callers_key(key):
 
 @pytest.mark.parametrize("noise_multiplier", [-0.1, float("nan"), float("inf")])
 def test_an_impossible_noise_multiplier_is_refused(key, noise_multiplier):
-    with pytest.raises(ValueError, match="noise_multiplier is .*finite and not negative"):
+    with pytest.raises(ValueError, match=r"noise_multiplier is .*finite and not negative"):
         transforms.add_gaussian_noise(noise_multiplier, key)
 
 
 @pytest.mark.parametrize("noise_multiplier", [True, "1", None])
 @pytest.mark.usefixtures("without_type_checks")
 def test_a_noise_multiplier_of_another_kind_is_refused(key, noise_multiplier):
-    with pytest.raises(TypeError, match="noise_multiplier is .*Python number"):
+    with pytest.raises(TypeError, match=r"noise_multiplier is .*Python number"):
         transforms.add_gaussian_noise(noise_multiplier, key)
 
 
@@ -162,7 +167,7 @@ def test_a_noise_multiplier_of_another_kind_is_refused(key, noise_multiplier):
 @pytest.mark.usefixtures("without_type_checks")
 def test_a_seed_or_an_old_style_key_is_refused(bad):
     """Also inside `jit`, where everything is a tracer."""
-    with pytest.raises(TypeError, match="not a typed PRNG key.*key_from_entropy"):
+    with pytest.raises(TypeError, match=r"not a typed PRNG key.*key_from_entropy"):
         transforms.add_gaussian_noise(1.0, bad)
     if isinstance(bad, jax.Array):
         with pytest.raises(TypeError, match="not a typed PRNG key"):
@@ -171,7 +176,7 @@ def test_a_seed_or_an_old_style_key_is_refused(bad):
 
 @pytest.mark.parametrize("size", [0, -3.0, float("inf"), float("nan")])
 def test_dpsgd_refuses_an_impossible_expected_batch_size(key, size):
-    with pytest.raises(ValueError, match="expected_batch_size is .*positive and finite"):
+    with pytest.raises(ValueError, match=r"expected_batch_size is .*positive and finite"):
         transforms.dpsgd(max_norm=1.0, noise_multiplier=1.0, expected_batch_size=size, key=key)
 
 
