@@ -12,6 +12,9 @@ _ALIVE_ELEMENTS = 1 << 24
 # A Gram norm whose terms cancel below this fraction of their bound has lost its digits: it is not believed below it,
 # because an underestimated norm would break the sensitivity while an overestimated one only clips harder.
 _GRAM_FLOOR = 2.0**-19
+# Squares below float32's smallest normal number are lost. Where norms are products of factors' norms, the loss in one
+# factor is multiplied by the other, so what may be lost is added: again an overestimate, of no size unless it matters.
+_SMALLEST_SQUARE = 2.0**-126
 
 
 def outer_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
@@ -19,7 +22,8 @@ def outer_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Fl
     _, t, c = a.shape
     p = g.shape[2]
     if t == 1:
-        return jnp.sum(jnp.sum(jnp.square(a), axis=(1, 2)) * jnp.sum(jnp.square(g), axis=(1, 2)))
+        aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
+        return jnp.sum(aa * gg + _lost_squares(aa, gg, c, p))
     if t * (c + p) <= c * p:
         return _gram_squared_norm(a, g)
     if c * p <= _ALIVE_ELEMENTS:
@@ -30,8 +34,14 @@ def outer_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Fl
 def _gram_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
     aa = jnp.einsum("ktc,ksc->kts", a, a, precision="highest")
     gg = jnp.einsum("ktp,ksp->kts", g, g, precision="highest")
-    bound = jnp.sum(jnp.sum(jnp.square(a), axis=(1, 2)) * jnp.sum(jnp.square(g), axis=(1, 2)))
-    return jnp.maximum(jnp.sum(aa * gg), _GRAM_FLOOR * bound)
+    a_squares, g_squares = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
+    lost = _lost_squares(a_squares, g_squares, a.shape[1] * a.shape[2], g.shape[1] * g.shape[2])
+    return jnp.maximum(jnp.sum(aa * gg), _GRAM_FLOOR * jnp.sum(a_squares * g_squares)) + jnp.sum(lost)
+
+
+def _lost_squares(aa: Float[Array, " k"], gg: Float[Array, " k"], a_size: int, g_size: int) -> Float[Array, " k"]:
+    """Most that underflow can have taken from the product of the squared norms of two factors of these sizes."""
+    return _SMALLEST_SQUARE * g_size * aa + _SMALLEST_SQUARE * a_size * gg
 
 
 @custom_vmap
