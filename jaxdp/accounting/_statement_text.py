@@ -64,7 +64,7 @@ def _phase(phase: "Phase") -> list[str]:
         *_row("sampling", phase.sampling),
         *_row("examples", str(phase.num_examples)),
         *_row("sampling probability", f"{phase.sampling_probability:.6g}"),
-        *_row("expected batch size", _number(phase.expected_batch_size)),
+        *_row("expected batch size", f"{phase.expected_batch_size:.10g}"),
         *_row("padded batch size", str(phase.padded_batch_size)),
         *_row("event", repr(phase.event).replace("DpEvent(", "(")),
     ]

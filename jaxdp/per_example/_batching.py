@@ -87,3 +87,26 @@ def one_at_a_time_sum(
         return jnp.sum(jax.vmap(one)(*xs), axis=0)
     total, _ = jax.lax.scan(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)
     return total
+
+
+def few_at_a_time(fn: Callable, elements: int, *args: Any) -> Array:
+    """`fn(*args)` of one example, with intermediates of `elements` entries: over a large batch, one by one."""
+
+    @custom_vmap
+    def call(args: tuple[Any, ...]) -> Array:
+        return fn(*args)
+
+    @call.def_vmap
+    def _(axis_size: int, in_batched: Any, args: tuple[Any, ...]) -> tuple[Array, bool]:
+        leaves, treedef = jax.tree.flatten(args)
+        batched = jax.tree.leaves(in_batched[0])
+
+        def one(own: list[Array]) -> Array:
+            rest = iter(own)
+            return fn(*treedef.unflatten([next(rest) if b else x for x, b in zip(leaves, batched, strict=True)]))
+
+        own = [x for x, b in zip(leaves, batched, strict=True) if b]
+        together = elements * axis_size <= _VECTORISED_ELEMENTS
+        return (jax.vmap(one)(own) if together else jax.lax.map(one, own)), True
+
+    return call(args)

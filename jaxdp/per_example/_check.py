@@ -69,15 +69,16 @@ def check_batch(batch: PyTree, mask: PyTree | None) -> int:
     return size
 
 
-def check_microbatch_size(microbatch_size: int | None, batch_size: int) -> int | None:
+def check_microbatch_size(microbatch_size: Any, batch_size: int) -> int | None:
     """None when one microbatch holds the whole batch."""
-    if microbatch_size is None or microbatch_size == batch_size:
+    if microbatch_size is None:
         return None
-    if not isinstance(microbatch_size, int) or not 1 <= microbatch_size <= batch_size:
+    whole = isinstance(microbatch_size, int | np.integer) and not isinstance(microbatch_size, bool)
+    if not (whole and 1 <= microbatch_size <= batch_size):
         raise ValueError(
             f"microbatch_size is {microbatch_size!r}: give a whole number from 1 to the padded batch's {batch_size}."
         )
-    return microbatch_size
+    return None if microbatch_size == batch_size else int(microbatch_size)
 
 
 def check_loss_output(out: PyTree, has_aux: bool) -> None:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._groups import Groups
+from jaxdp.per_example._program import loss_jaxpr, unreached
 from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
@@ -54,6 +56,10 @@ class Materialized(NamedTuple):
 
 def materialize(loss: Callable, params: PyTree, batch: PyTree, groups: Groups) -> Materialized:
     """Run `vmap(grad)` on one microbatch; `loss` returns (value, aux)."""
+    _, used = loss_jaxpr(loss, params, example_structs(batch))
+    for name, is_used in zip(leaf_names(params, "params"), used, strict=False):
+        if not is_used:
+            raise unreached(name)
     grad = jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0))
     (values, aux), grads = grad(params, batch)
     return Materialized(values, aux, grads, groups)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdp.norms import outer_squared_norm, row_squared_norm
-from jaxdp.per_example._batching import one_at_a_time_sum
+from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 from jaxdp.per_example._values import wide_dtype
 
@@ -71,8 +71,12 @@ class Use:
         return list(jax.vjp(apply, *[operands[i] for i in wanted])[1](list(cts)))
 
     def squared_norm(self, operands: Operands, cts: Sequence[Array]) -> Float[Array, ""]:
-        """Squared norm of `gradient`."""
-        return jnp.sum(jnp.square(self.gradient(operands, cts)))
+        """Squared norm of `gradient`, of which few are alive at a time."""
+
+        def norm(operands: Operands, cts: Sequence[Array]) -> Array:
+            return jnp.sum(jnp.square(self.gradient(operands, cts)))
+
+        return few_at_a_time(norm, self.eqn.invars[self.index].aval.size, operands, list(cts))
 
     def weighted_sum(
         self,
@@ -87,6 +91,10 @@ class Use:
 
 class Elementwise(Use):
     """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
+
+    def squared_norm(self, operands: Operands, cts: Sequence[Array]) -> Float[Array, ""]:
+        """Squared norm of `gradient`."""
+        return jnp.sum(jnp.square(self.gradient(operands, cts)))
 
     def weighted_sum(
         self,

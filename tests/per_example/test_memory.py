@@ -62,3 +62,17 @@ def test_a_microbatch_bounds_the_memory_of_a_larger_batch() -> None:
     sums = sum(x.size * 4 for x in jax.tree.leaves(params))
     # The loop carries one running sum and copies one set of batches.
     assert several <= one + 3 * sums
+
+
+def test_a_use_without_a_rule_holds_few_gradients_at_a_time() -> None:
+    """A custom derivative of the model's own: exact by its own backward pass, example by example."""
+
+    @jax.custom_vjp
+    def product(x, w):
+        return x @ w
+
+    product.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, ct: (ct @ r[1].T, r[0].T @ ct))
+    weight = jax.ShapeDtypeStruct((512, 512), jnp.float32)
+    batch = jax.ShapeDtypeStruct((64, 4, 512), jnp.float32)
+    needed = temp_bytes(clipped_sum(lambda w, x: jnp.sum(jnp.square(product(x, w))), "ghost"), weight, batch)
+    assert needed < 16 * weight.size * 4
