@@ -202,11 +202,13 @@ def experts() -> Case:
 
 
 def class_token() -> Case:
-    params = {"cls": normal(1, 1, DIM), "w": weights(2, DIM, DIM), "pos": normal(3, 20, DIM)}
+    """A token of the model's own, a slice of a table, and a vector repeated before it is used."""
+    params = {"cls": normal(1, 1, DIM), "w": weights(2, DIM, DIM), "pos": normal(3, 20, DIM), "shift": normal(4, DIM)}
 
     def loss(p: dict, x: jax.Array) -> jax.Array:
         h = jnp.concatenate([p["cls"], x]) + p["pos"][: SEQ + 1]
-        return jnp.sum(jnp.square(jnp.tanh(h @ p["w"])[0]))
+        h = h + jnp.broadcast_to(p["shift"], (SEQ + 1, DIM))
+        return jnp.sum(jnp.square(jnp.tanh(h @ p["w"]))[: SEQ - 1])
 
     return Case(loss, params, normal(5, BATCH, SEQ, DIM))
 
