@@ -36,15 +36,14 @@ class Ghost(NamedTuple):
 
     def weighted_sum(self, weights: Float[Array, "batch groups"]) -> PyTree:
         """Weighted sum of the examples' gradients: one backward pass, each use contracted over the batch at once."""
-        # Without the barrier XLA would merge this pass with the norms' and keep all cotangents in between.
-        ones, weights = jax.lax.optimization_barrier((jnp.ones_like(self.values), weights))
 
         def gate_weight(leaf: int, gate: Array) -> Array:
             own = weights[:, self.groups.of_leaf[leaf]]
             return jnp.broadcast_to(own.reshape((-1,) + (1,) * (gate.ndim - 1)), gate.shape).astype(gate.dtype)
 
         chosen = {(path, port): gate_weight(port.leaf, gate) for (path, port), gate in self.gates.items()}
-        totals, _, _ = self.pull((ones, chosen))
+        # The same cotangent of the loss as for the norms: where layers are unrolled, XLA shares the backward pass.
+        totals, _, _ = self.pull((jnp.ones_like(self.values), chosen))
         return self.treedef.unflatten(totals)
 
 
