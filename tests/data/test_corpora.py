@@ -13,14 +13,7 @@ from jaxdp.data import _packages
 
 @pytest.fixture(scope="module")
 def tweets():
-    return load(data.tweets)
-
-
-def load(reader):
-    try:
-        return reader()
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    return data.tweets()
 
 
 def test_tweets(tweets):
@@ -33,7 +26,7 @@ def test_tweets(tweets):
 
 
 def test_movie_sentences():
-    sentences = load(data.movie_sentences)
+    sentences = data.movie_sentences()
     assert len(sentences) == len(set(sentences.texts)) == 12_752
     assert sentences.label_names == ("rotten", "fresh")
     assert np.bincount(sentences.labels).tolist() == [5_384, 7_368]
@@ -41,7 +34,7 @@ def test_movie_sentences():
 
 
 def test_newsgroups():
-    train, test = load(data.newsgroups)
+    train, test = data.newsgroups()
     assert (len(train), len(test)) == (11_266, 7_521)
     assert train.label_names == test.label_names
     assert len(train.label_names) == 20

