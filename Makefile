@@ -1,5 +1,5 @@
 # Two commands do everything on a machine that has only python3.11+, pip and make:
-#   make demo   installs, fetches the pinned model and data, fine-tunes privately
+#   make demo   installs, fetches the pinned model and data, trains privately
 #   make test   installs, fetches, checks style and types, runs all tests
 PYTHON ?= python3
 VENV ?= .venv

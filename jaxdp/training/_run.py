@@ -145,8 +145,7 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
             "train_examples": job.plan.num_examples,
             "steps": job.total,
             "device": _device(),
-            # Averages only, and coarse: the time of one step follows the size of the batch that was drawn.
-            "seconds_per_step": {name: _coarse(total / n) for name, (total, n) in job.seconds.items() if n},
+            "seconds_per_step": _public_times(job),
         },
     )
     write_report(run)
@@ -155,6 +154,13 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
         f"done: held-out accuracy {last['held_out_accuracy']:.4f}, epsilon {epsilon}; see {run.path / 'report.md'}."
     )
     return run.path
+
+
+def _public_times(job: Job) -> dict[str, float]:
+    """Average time of a step, of the phases where it may be told: it follows the size of the batches drawn."""
+    open_book = not job.plan.config.privacy.enabled or job.plan.config.log.private_metrics
+    public = {p.config.name for p in job.plan.phases if open_book or isinstance(p.sampler, sampling.FullBatch)}
+    return {name: _coarse(total / n) for name, (total, n) in job.seconds.items() if n and name in public}
 
 
 def _job(

@@ -42,7 +42,9 @@ def test_a_run_learns_and_writes_what_it_is_for(finished):
     run, display = finished
     result = json.loads(run.result.read_text())
     assert result["held_out_accuracy"] > 0.8 and result["steps"] == 30
-    assert set(result["seconds_per_step"]) == {"head", "top"}
+    # The time of a step follows the size of the Poisson batch drawn, which is private.
+    assert set(result["seconds_per_step"]) == {"head"}
+    assert "time per step, top" not in (run.path / "report.md").read_text()
     model = models.load_classifier(run.model)
     assert model.label_names == ("down", "up")
     assert (run.model / "tokenizer.json").exists()
