@@ -47,6 +47,11 @@ class PerExampleGrads(Inert):
     _method: str
     batch_size: int
 
+    @property
+    def params(self) -> PyTree:
+        """The parameters that the gradients are of."""
+        return self._params
+
     def squared_norms(
         self, groups: GroupSpec = "all"
     ) -> Float[Array, " batch"] | dict[Hashable, Float[Array, " batch"]]:
@@ -80,13 +85,18 @@ class PerExampleGrads(Inert):
 
         return self._reduce(groups, microbatch, weights)[1]
 
-    def clipped_sum(self, weight_fn: WeightFn, groups: GroupSpec = "all") -> PyTree:
-        r"""$\sum_i w(\|g_i\|^2)\, g_i$: the weights are a function of the norms, found in the same pass.
+    def clipped_sum(
+        self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
+    ) -> PyTree:
+        r"""$\sum_i \sum_m w(\|g_{i,m}\|^2, R_m)\, g_{i,m}$: the weights are a function of the norms, found in one go.
+
+        An example with a NaN or Inf anywhere in its gradient contributes exactly zero, whatever `weight_fn` says.
 
         Args:
-          weight_fn: from squared norms to weights, both in the form `squared_norms` returns. It must map NaN and
-            Inf to 0, so that an example without a finite gradient contributes nothing.
+          weight_fn: from squared norms (and thresholds, where given) to weights, elementwise on arrays of any shape.
           groups: as in `squared_norms`.
+          thresholds: `[groups]`, one for each group in the order of `resolve_groups`; given to `weight_fn` as its
+            second argument.
 
         Returns:
           A pytree like the parameters, float32 or better.
@@ -97,17 +107,24 @@ class PerExampleGrads(Inert):
           >>> grads.clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
           Array([0.6, 1.3], dtype=float32)
         """
+        return self.clipped_sum_and_norms(weight_fn, groups, thresholds)[0]
+
+    def clipped_sum_and_norms(
+        self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
+    ) -> tuple[PyTree, Float[Array, "batch groups"]]:
+        """`clipped_sum` and the squared norms it was made from, `[batch, groups]`; zero for masked examples."""
         resolved = resolve_groups(groups, self._params)
+        if thresholds is not None and jnp.shape(thresholds) != (len(resolved),):
+            raise ValueError(f"thresholds has shape {jnp.shape(thresholds)} where ({len(resolved)},) is needed.")
 
-        def microbatch(lin: Any, mask: Array) -> tuple[tuple, PyTree]:
-            weights = weight_fn(_by_group(lin.squared_norms(), resolved, groups))
-            if groups != "all":
-                weights = jnp.stack([weights[name] for name in resolved.names], axis=1)
-            else:
-                weights = weights[:, None]
-            return (), lin.weighted_sum(_masked(weights, mask))
+        def microbatch(lin: Any, mask: Array) -> tuple[Array, PyTree]:
+            norms = lin.squared_norms()
+            weights = weight_fn(norms) if thresholds is None else weight_fn(norms, thresholds[None, :])
+            finite = jnp.all(jnp.isfinite(norms), axis=1)
+            return _masked(norms, mask), lin.weighted_sum(_masked(weights.astype(jnp.float32), mask & finite))
 
-        return self._reduce(resolved, microbatch)[1]
+        norms, total = self._reduce(resolved, microbatch)
+        return total, norms
 
     def materialize(self) -> PyTree:
         """All gradients as a pytree with a leading batch axis: B times the parameters' memory."""

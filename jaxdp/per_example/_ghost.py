@@ -30,7 +30,7 @@ class Ghost(NamedTuple):
         _, owns, norms = self.pull((jnp.ones_like(self.values), no_weights))
         for leaf in self.reports_own:
             squares = jnp.square(owns[leaf])
-            group = self.groups.of_leaf[leaf]
+            group = self.groups.of_leaf[leaf][0]
             norms = norms.at[:, group].add(jnp.sum(squares.reshape(squares.shape[0], -1), axis=1).astype(norms.dtype))
         return norms
 
@@ -38,7 +38,7 @@ class Ghost(NamedTuple):
         """Weighted sum of the examples' gradients: one backward pass, each use contracted over the batch at once."""
 
         def gate_weight(leaf: int, gate: Array) -> Array:
-            own = weights[:, self.groups.of_leaf[leaf]]
+            own = weights[:, self.groups.of_leaf[leaf][0]]
             return jnp.broadcast_to(own.reshape((-1,) + (1,) * (gate.ndim - 1)), gate.shape).astype(gate.dtype)
 
         chosen = {(path, port): gate_weight(port.leaf, gate) for (path, port), gate in self.gates.items()}

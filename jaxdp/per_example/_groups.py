@@ -14,10 +14,18 @@ GroupSpec = str | Callable[[str], Hashable]
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Names of the groups, and for each leaf (in flattening order) the index of its group."""
+    """Names of the groups, and the groups of each leaf (in flattening order).
+
+    Attributes:
+      names: one for each group.
+      stacks: for each leaf, the leading axes over which the model scans it, e.g. `(12,)` for the weight of twelve
+        layers; `()` for an ordinary leaf. Each entry of a stack is a parameter by itself.
+      of_leaf: for each leaf, the group of every entry of its stack, in row-major order: one number for an ordinary one.
+    """
 
     names: tuple[Hashable, ...]
-    of_leaf: tuple[int, ...]
+    stacks: tuple[tuple[int, ...], ...]
+    of_leaf: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -36,4 +44,4 @@ def resolve_groups(spec: GroupSpec, params: PyTree) -> Groups:
         raise ValueError(f'groups is {spec!r}: use "all", "param", or a function from a leaf\'s path to its group.')
     unique = tuple(dict.fromkeys(keys))
     index = {key: i for i, key in enumerate(unique)}
-    return Groups(unique, tuple(index[key] for key in keys))
+    return Groups(unique, ((),) * len(keys), tuple((index[key],) for key in keys))

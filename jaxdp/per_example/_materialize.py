@@ -18,7 +18,7 @@ PyTree = Any
 def stacked_squared_norms(grads: PyTree, groups: Groups) -> Float[Array, "batch groups"]:
     """Squared norms per example and group of a pytree with a leading batch axis."""
     sums: list[Any] = [0.0] * len(groups)
-    for leaf, group in zip(jax.tree.leaves(grads), groups.of_leaf, strict=True):
+    for leaf, (group,) in zip(jax.tree.leaves(grads), groups.of_leaf, strict=True):
         wide = leaf.astype(wide_dtype(leaf.dtype)).reshape(leaf.shape[0], -1)
         sums[group] = sums[group] + jnp.einsum("bi,bi->b", wide, wide, precision="highest")
     return jnp.stack([s.astype(jnp.float32) for s in sums], axis=1)
@@ -34,7 +34,7 @@ def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], g
         return jnp.einsum("b...,b->...", kept, weight, precision="highest")
 
     leaves, treedef = jax.tree.flatten(grads)
-    return treedef.unflatten([contract(x, g) for x, g in zip(leaves, groups.of_leaf, strict=True)])
+    return treedef.unflatten([contract(x, g) for x, (g,) in zip(leaves, groups.of_leaf, strict=True)])
 
 
 class Materialized(NamedTuple):

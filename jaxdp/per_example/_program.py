@@ -29,7 +29,7 @@ class Program(NamedTuple):
         self, leaves: Sequence[Array], example: PyTree, totals: Any, owns: Any, slots: Array, groups: Groups
     ) -> tuple[Array, Gates]:
         """The loss of one example, tapped."""
-        rewriter = Rewriter(lambda leaf: slots[groups.of_leaf[leaf]], {})
+        rewriter = Rewriter(lambda leaf: slots[groups.of_leaf[leaf][0]], {})
         return _run(self.closed, self.used, rewriter, leaves, example, totals, owns)
 
 

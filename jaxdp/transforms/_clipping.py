@@ -62,7 +62,7 @@ class ClipSpec:
         """L2 bound on one example's influence: M groups of threshold R / sqrt(M) add up to R."""
         return 1.0 if self.normalize else float(self.max_norm)
 
-    def weights(self, squared_norm: Float[Array, " batch"], num_groups: int = 1) -> Float[Array, " batch"]:
+    def weights(self, squared_norm: Float[Array, "..."], num_groups: int = 1) -> Float[Array, "..."]:
         """The factor on each example's gradient (of one group): zero where the norm is not finite."""
         threshold = self.max_norm / math.sqrt(num_groups)
         norm = jnp.sqrt(squared_norm)
@@ -76,12 +76,6 @@ class ClipSpec:
             weight = jnp.where(norm > 0, threshold / jnp.maximum(safe, _SMALLEST_NORM), 0.0)
         weight = weight / self.max_norm if self.normalize else weight
         return jnp.where(jnp.isfinite(squared_norm), weight, 0.0)
-
-    def weight_fn(self, norms: Any) -> Any:
-        """`weights` for the form that `PerExampleGrads.squared_norms` returns."""
-        if isinstance(norms, dict):
-            return {name: self.weights(sq, len(norms)) for name, sq in norms.items()}
-        return self.weights(norms)
 
     def dp_event(self, noise_multiplier: float | int) -> dp_accounting.DpEvent:
         """The event of one release of the clipped sum with Gaussian noise of this multiplier."""
@@ -165,7 +159,8 @@ def clip(
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[Any, Any]:
         if isinstance(updates, PerExampleGrads):
-            tree = updates.clipped_sum(spec.weight_fn, groups)
+            count = len(resolve_groups(groups, updates.params))
+            tree = updates.clipped_sum(lambda sq: spec.weights(sq, count), groups)
         else:
             tree = _clip_stacked(updates, params, spec)
         return ClippedSum(tree, spec.sensitivity), state
@@ -205,5 +200,5 @@ def _clip_stacked(updates: PyTree, params: PyTree | None, spec: ClipSpec) -> PyT
         raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")
     groups = resolve_groups(spec.groups, params)
     norms = stacked_squared_norms(updates, groups)
-    weights = jnp.stack([spec.weights(norms[:, m], len(groups)) for m in range(len(groups))], axis=1)
+    weights = spec.weights(norms, len(groups))
     return stacked_weighted_sum(updates, weights, groups)
