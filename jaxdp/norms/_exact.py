@@ -1,14 +1,26 @@
 """Exact squared norms of one use's gradient from its factors, without holding the gradient of a whole batch."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
-# Gradients of one use that are alive at a time, in elements (64 MB of float32).
+from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
+
+# What the user may ask for, and what is done.
+Rule = Literal["gram", "materialize"]
+NormRule = Literal["Gram", "product", "tiled product"]
+
+# Gradients or Gram matrices of one use that are alive at a time, in elements (64 MB of float32).
 _ALIVE_ELEMENTS = 1 << 24
+# Those of several examples at once: fewer, as fresh pages cost more than the products themselves (up to 5 times).
+_TOGETHER_ELEMENTS = 1 << 22
+# Gradients of one use that are alive at a time where they are reused for the sum: few, so that they stay in a cache.
+_REUSED_ELEMENTS = 1 << 20
 # A Gram norm whose terms cancel below this fraction of their bound has lost its digits: it is not believed below it,
 # because an underestimated norm would break the sensitivity while an overestimated one only clips harder.
 _GRAM_FLOOR = 2.0**-19
@@ -17,26 +29,42 @@ _GRAM_FLOOR = 2.0**-19
 _SMALLEST_SQUARE = 2.0**-126
 
 
-def outer_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
-    r"""$\sum_k \|A_k^\top G_k\|_F^2$ by Gram matrices over t or by the product itself, whichever needs fewer FLOPs."""
-    _, t, c = a.shape
+def norm_rule(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> NormRule:
+    """How `outer_squared_norm` goes about factors of these sizes: the cheaper way, unless a rule says which."""
+    if rule is None:
+        seconds = default_machine().seconds
+        rule = "gram" if seconds(gram_cost(k, t, c, p)) <= seconds(product_cost(k, t, c, p)) else "materialize"
+    if rule == "gram":
+        return "Gram"
+    return "product" if k * c * p <= _ALIVE_ELEMENTS else "tiled product"
+
+
+def outer_squared_norm(
+    a: Float[Array, "k t c"], g: Float[Array, "k t p"], rule: Rule | None = None
+) -> Float[Array, ""]:
+    r"""$\sum_k \|A_k^\top G_k\|_F^2$ by Gram matrices over t or by the product itself, as `norm_rule` says."""
+    k, t, c = a.shape
     p = g.shape[2]
-    if t == 1:
-        aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
-        return jnp.sum(aa * gg + _lost_squares(aa, gg, c, p))
-    if t * (c + p) <= c * p:
-        return _gram_squared_norm(a, g)
-    if c * p <= _ALIVE_ELEMENTS:
+    how = norm_rule(k, t, c, p, rule)
+    if how == "Gram":
+        return _vector_squared_norm(a, g) if t == 1 else _gram_squared_norm(a, g)
+    if how == "product":
         return _product_squared_norm(a, g)
-    return _tiled_squared_norm(a, g, max(1, _ALIVE_ELEMENTS // c))
+    return _tiled_squared_norm(a, g, max(1, _ALIVE_ELEMENTS // (k * c)))
+
+
+def _vector_squared_norm(a: Float[Array, "k 1 c"], g: Float[Array, "k 1 p"]) -> Float[Array, ""]:
+    aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
+    return jnp.sum(aa * gg + _lost_squares(aa, gg, a.shape[2], g.shape[2]))
 
 
 def _gram_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
-    aa = jnp.einsum("ktc,ksc->kts", a, a, precision="highest")
-    gg = jnp.einsum("ktp,ksp->kts", g, g, precision="highest")
+    k, t, _ = a.shape
+    tile = max(1, _ALIVE_ELEMENTS // (2 * k * t))
+    inner = _gram_inner_product(a, g, a, g) if t <= tile else _tiled_gram_inner_product(a, g, tile)
     a_squares, g_squares = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
     lost = _lost_squares(a_squares, g_squares, a.shape[1] * a.shape[2], g.shape[1] * g.shape[2])
-    return jnp.maximum(jnp.sum(aa * gg), _GRAM_FLOOR * jnp.sum(a_squares * g_squares)) + jnp.sum(lost)
+    return jnp.maximum(inner, _GRAM_FLOOR * jnp.sum(a_squares * g_squares)) + jnp.sum(lost)
 
 
 def _lost_squares(aa: Float[Array, " k"], gg: Float[Array, " k"], a_size: int, g_size: int) -> Float[Array, " k"]:
@@ -44,30 +72,118 @@ def _lost_squares(aa: Float[Array, " k"], gg: Float[Array, " k"], a_size: int, g
     return _SMALLEST_SQUARE * g_size * aa + _SMALLEST_SQUARE * a_size * gg
 
 
-@custom_vmap
-def _product_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(jnp.einsum("ktc,ktp->kcp", a, g, precision="highest")))
+def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
+    """Over a batch, as many examples at a time as have few elements alive; `elements` of one example, by its shapes."""
+
+    def wrap(norms: Callable[..., Array]) -> Callable[..., Array]:
+        @custom_vmap
+        def one(*factors: Array) -> Array:
+            return norms(*(x[None] for x in factors))[0]
+
+        @one.def_vmap
+        def _(axis_size: int, in_batched: Sequence[bool], *factors: Array) -> tuple[Array, bool]:
+            full = lambda x: jnp.broadcast_to(x, (axis_size, *x.shape))
+            factors = tuple(x if b else full(x) for x, b in zip(factors, in_batched, strict=True))
+            room = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS)
+            chunk = max(1, room // elements(*(x.shape[1:] for x in factors)))
+            if chunk >= axis_size:
+                return norms(*factors), True
+            each = lambda xs: norms(*(x[None] for x in xs))[0]
+            return jax.lax.map(each, factors, batch_size=chunk), True
+
+        return one
+
+    return wrap
 
 
-@_product_squared_norm.def_vmap
-def _(axis_size: int, in_batched: Sequence[bool], a: Array, g: Array) -> tuple[Array, bool]:
-    a, g = (x if b else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, b in zip((a, g), in_batched, strict=True))
-    chunk = max(1, _ALIVE_ELEMENTS // (a.shape[1] * a.shape[-1] * g.shape[-1]))
+@_together(lambda a, g: a[0] * a[2] * g[2])
+def _product_squared_norm(a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]) -> Float[Array, " b"]:
+    return jnp.sum(jnp.square(jnp.einsum("bktc,bktp->bkcp", a, g, precision="highest")), axis=(1, 2, 3))
 
-    def norms(a: Array, g: Array) -> Array:
-        return jnp.sum(jnp.square(jnp.einsum("bktc,bktp->bkcp", a, g, precision="highest")), axis=(1, 2, 3))
 
-    if chunk >= axis_size:
-        return norms(a, g), True
-    one = lambda x: norms(x[0][None], x[1][None])[0]
-    return jax.lax.map(one, (a, g), batch_size=chunk), True
+@_together(lambda x, y, a, g: 2 * a[0] * x[1] * a[1])
+def _gram_inner_product(
+    x: Float[Array, "b k r c"], y: Float[Array, "b k r p"], a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]
+) -> Float[Array, " b"]:
+    """Inner product of some rows of A A^T with those of G G^T."""
+    aa = jnp.einsum("bkrc,bktc->bkrt", x, a, precision="highest")
+    gg = jnp.einsum("bkrp,bktp->bkrt", y, g, precision="highest")
+    return jnp.sum(aa * gg, axis=(1, 2, 3))
+
+
+def _tiled_gram_inner_product(a: Float[Array, "k t c"], g: Float[Array, "k t p"], tile: int) -> Float[Array, ""]:
+    rows = lambda x: _tiles(x, 1, tile)
+    return jnp.sum(jax.lax.map(lambda xy: _gram_inner_product(*xy, a, g), (rows(a), rows(g))))
 
 
 def _tiled_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"], tile: int) -> Float[Array, ""]:
-    count = -(-g.shape[2] // tile)
-    padded = jnp.pad(g, ((0, 0), (0, 0), (0, count * tile - g.shape[2])))
-    tiles = jnp.moveaxis(padded.reshape(*g.shape[:2], count, tile), 2, 0)
-    return jnp.sum(jax.lax.map(lambda part: _product_squared_norm(a, part), tiles))
+    return jnp.sum(jax.lax.map(lambda part: _product_squared_norm(a, part), _tiles(g, 2, tile)))
+
+
+def _tiles(x: Array, axis: int, tile: int) -> Array:
+    """Pieces of equal length along an axis, as a new leading axis; zeros fill up the last one."""
+    count = math.ceil(x.shape[axis] / tile)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, count * tile - x.shape[axis])
+    full = jnp.pad(x, padding)
+    return jnp.moveaxis(full.reshape(*x.shape[:axis], count, tile, *x.shape[axis + 1 :]), axis, 0)
+
+
+def reuse_chunk(k: int, c: int, p: int) -> int:
+    """Products that `clipped_outer_sum` has alive at a time, at most."""
+    return max(1, _REUSED_ELEMENTS // (k * c * p))
+
+
+def prefers_reuse(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> bool:
+    """Whether to make the gradient once, for norm and sum, instead of a norm and a sum over the whole batch."""
+    if rule == "gram" or k * c * p > _ALIVE_ELEMENTS:
+        return False
+    if rule == "materialize":
+        return True
+    seconds = default_machine().seconds
+    norm = min(seconds(gram_cost(k, t, c, p)), seconds(product_cost(k, t, c, p)))
+    return seconds(reuse_cost(k, t, c, p, reuse_chunk(k, c, p))) < norm + seconds(sum_cost(k, t, c, p))
+
+
+def clipped_outer_sum(
+    a: Float[Array, "b k t c"],
+    g: Float[Array, "b k t p"],
+    weigh: Callable[[Array, Any], Array],
+    rest: Any,
+    precision: Any,
+) -> tuple[Float[Array, "k c p"], Float[Array, " b"]]:
+    r"""$\sum_i w_i A_i^\top G_i$ with $w_i$ = `weigh(squared norms, rest)`, few products alive at a time."""
+    size, k, _, c = a.shape
+    p = g.shape[-1]
+    chunk = min(size, reuse_chunk(k, c, p))
+    while size % chunk:
+        chunk -= 1
+
+    def add(total: Array, part: Any) -> tuple[Array, Array]:
+        a, g, rest = part
+        product = jnp.einsum("bktc,bktp->bkcp", a, g, precision=precision)
+        norms = jnp.sum(jnp.square(product), axis=(1, 2, 3))
+        weights = weigh(norms, rest).astype(product.dtype)
+        return total + jnp.einsum("b,bkcp->kcp", weights, product, precision="highest"), norms
+
+    parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), (a, g, rest))
+    if chunk == size:
+        return add(jnp.zeros((), a.dtype), jax.tree.map(lambda x: x[0], parts))
+    total, norms = jax.lax.scan(add, jnp.zeros((k, c, p), a.dtype), parts)
+    return total, norms.reshape(size)
+
+
+def mixed_squared_norm(
+    a: Float[Array, "t v"],
+    g: Float[Array, "t p"],
+    ids: Int[Array, " s"],
+    rows: Float[Array, "s p"],
+    rule: Rule | None = None,
+) -> Float[Array, ""]:
+    r"""$\|A^\top G + \sum_s e_{ids_s} rows_s^\top\|_F^2$, a table that is both looked up and multiplied with."""
+    apart = outer_squared_norm(a[None], g[None], rule) + row_squared_norm(ids, rows)
+    cross = jnp.sum(a[:, ids] * jnp.einsum("tp,sp->ts", g, rows, precision="highest"))
+    return jnp.maximum(apart + 2 * cross, _GRAM_FLOOR * apart)
 
 
 def row_squared_norm(ids: Int[Array, " t"], rows: Float[Array, "t p"]) -> Float[Array, ""]:

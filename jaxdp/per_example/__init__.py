@@ -1,14 +1,23 @@
 """Per-example gradients of any JAX model, without storing them."""
 
 from jaxdp.per_example._api import PerExampleGrads, per_example_grad
+from jaxdp.per_example._blocks import Blocks
+from jaxdp.per_example._explain import explain
+from jaxdp.per_example._explanation import Explanation, PlannedUse
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum
+from jaxdp.per_example._plan import FACTOR_ALLOWANCE
 
 __all__ = [
+    "FACTOR_ALLOWANCE",
+    "Blocks",
+    "Explanation",
     "Groups",
     "Inert",
     "PerExampleGrads",
+    "PlannedUse",
+    "explain",
     "per_example_grad",
     "resolve_groups",
     "stacked_squared_norms",

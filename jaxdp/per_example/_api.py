@@ -1,7 +1,7 @@
 """`per_example_grad`: per-example gradients as a small algebra, computed only as far as it is asked."""
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -9,17 +9,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdp.per_example import _check
-from jaxdp.per_example._ghost import ghost
+from jaxdp.per_example._engine import Engine
+from jaxdp.per_example._finite import finite_only, with_donors, zero_unless
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._inert import Inert
-from jaxdp.per_example._materialize import Materialized, materialize
+from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
+from jaxdp.per_example._plan import trace, zero_total
+from jaxdp.per_example._rules import check_rules
 
 PyTree = Any
-Method = Literal["auto", "ghost", "materialize"]
+Method = Literal["auto", "fused", "bookkeeping", "ghost", "materialize"]
 WeightFn = Callable[[Any], Any]
 
-_METHODS: dict[str, Callable] = {"auto": ghost, "ghost": ghost, "materialize": materialize}
+_METHODS = ("auto", "fused", "bookkeeping", "ghost", "materialize")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,12 +48,18 @@ class PerExampleGrads(Inert):
     _mask: Bool[Array, " batch"]
     _microbatch_size: int | None
     _method: str
+    _rules: Mapping[str, Any] | None
     batch_size: int
 
     @property
     def params(self) -> PyTree:
         """The parameters that the gradients are of."""
         return self._params
+
+    @property
+    def mask(self) -> Bool[Array, " batch"]:
+        """Which rows of the padded batch are examples: private."""
+        return self._mask
 
     def squared_norms(
         self, groups: GroupSpec = "all"
@@ -63,8 +72,9 @@ class PerExampleGrads(Inert):
         Returns:
           float32 `[batch]` for `"all"`, otherwise a dict of such arrays by group. NaN or Inf where a gradient is.
         """
-        resolved = resolve_groups(groups, self._params)
-        norms, _ = self._reduce(resolved, lambda lin, mask: (_masked(lin.squared_norms(), mask), ()))
+        resolved = self.groups(groups)
+        run = self._engine()
+        norms, _ = self._reduce(lambda batch, mask: (_masked(run.squared_norms(batch, resolved), mask), ()))
         return _by_group(norms, resolved, groups)
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree:
@@ -78,12 +88,14 @@ class PerExampleGrads(Inert):
         """
         if jnp.shape(weights) != (self.batch_size,):
             raise ValueError(f"weights has shape {jnp.shape(weights)} where the batch needs ({self.batch_size},).")
-        groups = resolve_groups("all", self._params)
+        run = self._engine()
 
-        def microbatch(lin: Any, mask: Array, w: Array) -> tuple[tuple, PyTree]:
-            return (), lin.weighted_sum(_masked(w[:, None].astype(jnp.float32), mask))
+        def microbatch(batch: PyTree, mask: Array, w: Array) -> tuple[tuple, PyTree]:
+            chosen = mask & (w != 0)
+            total = run.weighted_sum(with_donors(batch, chosen), _masked(w.astype(jnp.float32), chosen))
+            return (), zero_unless(jnp.any(chosen), total)
 
-        return self._reduce(groups, microbatch, weights)[1]
+        return self._reduce(microbatch, weights)[1]
 
     def clipped_sum(
         self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
@@ -113,23 +125,27 @@ class PerExampleGrads(Inert):
         self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
     ) -> tuple[PyTree, Float[Array, "batch groups"]]:
         """`clipped_sum` and the squared norms it was made from, `[batch, groups]`; zero for masked examples."""
-        resolved = resolve_groups(groups, self._params)
+        resolved = self.groups(groups)
         if thresholds is not None and jnp.shape(thresholds) != (len(resolved),):
             raise ValueError(f"thresholds has shape {jnp.shape(thresholds)} where ({len(resolved)},) is needed.")
+        run = self._engine()
 
-        def microbatch(lin: Any, mask: Array) -> tuple[Array, PyTree]:
-            norms = lin.squared_norms()
-            weights = weight_fn(norms) if thresholds is None else weight_fn(norms, thresholds[None, :])
-            finite = jnp.all(jnp.isfinite(norms), axis=1)
-            return _masked(norms, mask), lin.weighted_sum(_masked(weights.astype(jnp.float32), mask & finite))
+        def microbatch(batch: PyTree, mask: Array) -> tuple[Array, PyTree]:
+            zeros = jnp.zeros((mask.shape[0], len(resolved))), jax.tree.map(zero_total, self._params)
+            return finite_only(lambda *xs: run.clipped_sum(*xs, resolved, weight_fn, thresholds), zeros, batch, mask)
 
-        norms, total = self._reduce(resolved, microbatch)
+        norms, total = self._reduce(microbatch)
         return total, norms
+
+    def groups(self, spec: GroupSpec) -> Groups:
+        """The clipping groups that a specification means for this model: layers scanned over are told apart."""
+        return resolve_groups(spec, self._params, self._engine().traced.stacks)
 
     def materialize(self) -> PyTree:
         """All gradients as a pytree with a leading batch axis: B times the parameters' memory."""
-        _, grads, _ = _materialized(self)
-        return grads
+        trace(self._loss, self._params, self._batch)
+        grads = materialize(self._loss, self._params, self._batch).grads
+        return jax.tree.map(lambda g: _masked(g, self._mask), grads)
 
     @property
     def values(self) -> Float[Array, " batch"]:
@@ -145,13 +161,13 @@ class PerExampleGrads(Inert):
         values, aux = jax.vmap(self._loss, in_axes=(None, 0))(self._params, self._batch)
         return _masked(values, self._mask), jax.tree.map(lambda x: _masked(x, self._mask), aux)
 
-    def _reduce(self, groups: Groups, fn: Callable, *per_example: Array) -> tuple[PyTree, PyTree]:
-        linearize = _METHODS[self._method]
+    def _engine(self) -> Engine:
+        """The traced loss and the parameters, ready for one microbatch after the other."""
+        traced = trace(self._loss, self._params, self._batch, self._rules)
+        return Engine(self._loss, self._params, traced, self._method)
 
-        def microbatch(batch: PyTree, mask: Array, *rest: Array) -> tuple[PyTree, PyTree]:
-            return fn(linearize(self._loss, self._params, batch, groups), mask, *rest)
-
-        return reduce_microbatches(microbatch, self._batch, self._mask, self._microbatch_size, *per_example)
+    def _reduce(self, fn: Callable, *per_example: Array) -> tuple[PyTree, PyTree]:
+        return reduce_microbatches(fn, self._batch, self._mask, self._microbatch_size, *per_example)
 
 
 def _masked(x: Array, mask: Array) -> Array:
@@ -164,14 +180,14 @@ def _by_group(norms: Array, groups: Groups, spec: GroupSpec) -> Any:
     return {name: norms[:, i] for i, name in enumerate(groups.names)}
 
 
-def _materialized(grads: PerExampleGrads) -> tuple[Array, PyTree, PyTree]:
-    groups = resolve_groups("all", grads._params)
-    lin: Materialized = materialize(grads._loss, grads._params, grads._batch, groups)
-    return lin.values, jax.tree.map(lambda g: _masked(g, grads._mask), lin.grads), lin.aux
+def check_method(method: Any) -> None:
+    """Refuse an unknown method."""
+    if method not in _METHODS:
+        raise ValueError(f"method is {method!r}: use one of {', '.join(map(repr, _METHODS))}.")
 
 
 def per_example_grad(
-    loss: Callable, *, has_aux: bool = False, method: Method = "auto"
+    loss: Callable, *, has_aux: bool = False, method: Method = "auto", rules: Mapping[str, Any] | None = None
 ) -> Callable[..., PerExampleGrads]:
     r"""Per-example gradients $g_i = \nabla_\theta\, \ell(\theta, x_i)$ of any JAX model, without storing them.
 
@@ -185,7 +201,14 @@ def per_example_grad(
         example in the batch, so that every pass of a step sees the same gradient.
       has_aux: whether the loss returns a pair.
       method: `"ghost"` finds the norms in one backward pass and the clipped sum in a second one, with the memory of
-        ordinary training; `"materialize"` is the reference, `vmap(grad)`; `"auto"` chooses.
+        ordinary training; `"bookkeeping"` takes one pass and keeps what a group's clipped sum is made of until the
+        group's norm is complete; `"fused"` does the same, but clips a group that lives in one use within that use's
+        backward pass; `"materialize"` is the reference, `vmap(grad)`; `"auto"` is `"fused"`, but takes a second pass
+        for groups that are complete only at the end, where keeping factors of loops and checkpoints for them would
+        need more memory than `jaxdp.per_example.FACTOR_ALLOWANCE` (1) times the parameters.
+      rules: for parameters whose norm is found from matrix products, `"gram"` or `"materialize"` instead of what a cost
+        model chooses, by path as `jaxdp.explain` prints it: `{"params['head']": "gram"}`. A `*` stands for any
+        characters, everything else for itself, and of several patterns that match a path the last one counts.
 
     Returns:
       `f(params, batch, *, mask=None, microbatch_size=None) -> PerExampleGrads`, to be called under `jax.jit`. `batch`
@@ -195,7 +218,8 @@ def per_example_grad(
 
     Raises:
       TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
-      ValueError: the batch's leaves differ in their leading axis, or a parameter does not reach the loss.
+      ValueError: the batch's leaves differ in their leading axis, a parameter does not reach the loss, or a rule
+        matches no parameter or has nothing to choose there.
 
     Example:
       >>> import jax.numpy as jnp, jaxdp
@@ -209,8 +233,8 @@ def per_example_grad(
     References:
       Li et al., Large Language Models Can Be Strong Differentially Private Learners, arXiv 2110.05679.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method is {method!r}: use one of {', '.join(map(repr, _METHODS))}.")
+    check_method(method)
+    check_rules(rules, method)
     checked = _check.call_loss(loss, has_aux)
 
     def f(
@@ -220,6 +244,6 @@ def per_example_grad(
         size = _check.check_batch(batch, mask)
         micro = _check.check_microbatch_size(microbatch_size, size)
         full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
-        return PerExampleGrads(checked, params, batch, full, micro, method, size)
+        return PerExampleGrads(checked, params, batch, full, micro, method, rules, size)
 
     return f

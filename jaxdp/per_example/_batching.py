@@ -28,43 +28,31 @@ def _(axis_size: int, in_batched: Sequence[bool], x: Array, anchor: Array) -> tu
     return (x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))), True
 
 
-def contracted_over_batch(
-    weighted_sum: Callable, weight: Array, total: Array, operands: dict[int, Array], cts: list[Array]
-) -> Array:
-    """`weighted_sum` over the whole batch in one go, unbatched: `vmap` alone would stack B gradients first.
+def over_batch(fn: Callable, out_batched: tuple[bool, ...], shared: Any, *args: Any) -> tuple[Array, ...]:
+    """`fn(batched, shared, *args)` over the whole batch in one go, where `vmap` alone would stack B gradients.
 
-    `total` is (an entry of) the shadow whose cotangent this is; only whether it has a batch axis is looked at.
+    Inside `fn` the `args` have a leading batch axis unless `batched` (a pytree like them) says they have none. Outputs
+    that are sums over the batch come out without a batch axis. `shared` never has one: it holds what the function needs
+    beside, and (an entry of) the shadow whose cotangent such a sum is.
     """
 
     @custom_vmap
-    def contract(weight: Array, total: Array, operands: dict[int, Array], cts: list[Array]) -> Array:
-        del total
-        return weighted_sum(weight[None], operands, dict.fromkeys(operands, False), [ct[None] for ct in cts])
+    def call(shared: Any, args: tuple[Any, ...]) -> tuple[Array, ...]:
+        outs = fn(jax.tree.map(lambda _: True, args), shared, *jax.tree.map(lambda x: x[None], args))
+        return tuple(out[0] if b else out for out, b in zip(outs, out_batched, strict=True))
 
-    @contract.def_vmap
-    def _(
-        axis_size: int,
-        in_batched: Any,
-        weight: Array,
-        total: Array,
-        operands: dict[int, Array],
-        cts: list[Array],
-    ) -> tuple[Array, bool]:
-        weight_batched, total_batched, batched, cts_batched = in_batched
-        if total_batched:
+    @call.def_vmap
+    def _(axis_size: int, in_batched: Any, shared: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[bool, ...]]:
+        shared_batched, batched = in_batched
+        if any(jax.tree.leaves(shared_batched)):
             # The sum over the batch would be given to every example and added up again: B times too large.
             raise NotImplementedError(
-                "a parameter acquired a batch axis inside the loss, where its gradient cannot be attributed to "
-                'examples: use method="materialize" for this model.'
+                "a parameter (or the clipping function) acquired a batch axis inside the loss, where its gradient "
+                'cannot be attributed to examples: use method="materialize" for this model.'
             )
+        return tuple(fn(batched, shared, *args)), out_batched
 
-        def full(x: Array, has_axis: bool) -> Array:
-            return x if has_axis else jnp.broadcast_to(x, (axis_size, *x.shape))
-
-        all_cts = [full(ct, b) for ct, b in zip(cts, cts_batched, strict=True)]
-        return weighted_sum(full(weight, weight_batched), operands, batched, all_cts), False
-
-    return contract(weight, total, operands, cts)
+    return call(shared, args)
 
 
 def one_at_a_time_sum(
@@ -79,7 +67,7 @@ def one_at_a_time_sum(
 
     def one(weight: Array, own: dict[int, Any], cts: list[Array]) -> Array:
         grad = gradient({**operands, **own}, cts)
-        return jnp.where(weight == 0, 0, weight.astype(grad.dtype) * grad)
+        return weight.astype(grad.dtype) * grad
 
     xs = (weights, own, list(cts))
     struct = jax.eval_shape(lambda x: one(*jax.tree.map(lambda y: y[0], x)), xs)

@@ -27,6 +27,11 @@ def eval_eqn(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     return core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))(*env.values())
 
 
+def eval_jaxpr(closed: Any, consts: Sequence[Any], *args: Any) -> list[Any]:
+    """Run a jaxpr with other constants."""
+    return core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, list(consts)))(*args)
+
+
 def dead_code_eliminated(closed: Any) -> tuple[Any, list[bool]]:
     """The jaxpr without equations that no output needs, and which inputs it still uses."""
     jaxpr, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp.per_example._check import example_structs, leaf_names
+from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._groups import Groups
-from jaxdp.per_example._program import loss_jaxpr, unreached
 from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
@@ -17,24 +16,27 @@ PyTree = Any
 
 def stacked_squared_norms(grads: PyTree, groups: Groups) -> Float[Array, "batch groups"]:
     """Squared norms per example and group of a pytree with a leading batch axis."""
-    sums: list[Any] = [0.0] * len(groups)
-    for leaf, (group,) in zip(jax.tree.leaves(grads), groups.of_leaf, strict=True):
-        wide = leaf.astype(wide_dtype(leaf.dtype)).reshape(leaf.shape[0], -1)
-        sums[group] = sums[group] + jnp.einsum("bi,bi->b", wide, wide, precision="highest")
-    return jnp.stack([s.astype(jnp.float32) for s in sums], axis=1)
+    leaves = jax.tree.leaves(grads)
+
+    def squares(leaf: Array, entries: int) -> Array:
+        wide = leaf.astype(wide_dtype(leaf.dtype)).reshape(leaf.shape[0], entries, -1)
+        return jnp.einsum("bei,bei->be", wide, wide, precision="highest").astype(jnp.float32)
+
+    found = zip(leaves, groups.of_leaf, strict=True)
+    return add_up(len(groups), [(mine, squares(leaf, len(mine))) for leaf, mine in found])
 
 
 def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], groups: Groups) -> PyTree:
     """Sum over the batch of weight * gradient; a weight of zero drops the example even if it is NaN."""
 
-    def contract(leaf: Array, group: int) -> Array:
-        weight = weights[:, group].astype(wide_dtype(leaf.dtype))
-        rows = weight.reshape((-1,) + (1,) * (leaf.ndim - 1))
-        kept = jnp.where(rows == 0, 0, leaf.astype(weight.dtype))
-        return jnp.einsum("b...,b->...", kept, weight, precision="highest")
+    def contract(leaf: Array, mine: tuple[int, ...]) -> Array:
+        entries = leaf.reshape(leaf.shape[0], len(mine), -1)
+        weight = spread(weights, mine).astype(wide_dtype(leaf.dtype))
+        kept = jnp.where(weight[..., None] == 0, 0, entries.astype(weight.dtype))
+        return jnp.einsum("bei,be->ei", kept, weight, precision="highest").reshape(leaf.shape[1:])
 
     leaves, treedef = jax.tree.flatten(grads)
-    return treedef.unflatten([contract(x, g) for x, (g,) in zip(leaves, groups.of_leaf, strict=True)])
+    return treedef.unflatten([contract(x, g) for x, g in zip(leaves, groups.of_leaf, strict=True)])
 
 
 class Materialized(NamedTuple):
@@ -43,23 +45,10 @@ class Materialized(NamedTuple):
     values: Array
     aux: PyTree
     grads: PyTree
-    groups: Groups
-
-    def squared_norms(self) -> Float[Array, "batch groups"]:
-        """Squared gradient norm of every example in every group."""
-        return stacked_squared_norms(self.grads, self.groups)
-
-    def weighted_sum(self, weights: Float[Array, "batch groups"]) -> PyTree:
-        """Weighted sum of the examples' gradients, float32 or better."""
-        return stacked_weighted_sum(self.grads, weights, self.groups)
 
 
-def materialize(loss: Callable, params: PyTree, batch: PyTree, groups: Groups) -> Materialized:
+def materialize(loss: Callable, params: PyTree, batch: PyTree) -> Materialized:
     """Run `vmap(grad)` on one microbatch; `loss` returns (value, aux)."""
-    _, used = loss_jaxpr(loss, params, example_structs(batch))
-    for name, is_used in zip(leaf_names(params, "params"), used, strict=False):
-        if not is_used:
-            raise unreached(name)
     grad = jax.vmap(jax.value_and_grad(loss, has_aux=True), in_axes=(None, 0))
     (values, aux), grads = grad(params, batch)
-    return Materialized(values, aux, grads, groups)
+    return Materialized(values, aux, grads)

@@ -6,56 +6,94 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
+from jaxdp.norms import Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
-from jaxdp.per_example._taps import Port, tap
-from jaxdp.per_example._uses import Escaped, use_of
-from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
+from jaxdp.per_example._taps import Key, Mode, Report, tap
+from jaxdp.per_example._uses import Escaped, Use, is_float, use_of
+from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
 from jaxdp.per_example._views import derive, fixed_outputs, is_derivable
+from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing
 
-Path = tuple[int, ...]
-Gates = dict[tuple[Path, Port], Array]
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A scan around a use."""
+
+    body: Path
+    length: int
+    cuts: bool  # whether it slices the weight: otherwise the same entries are used in every step
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """A tap seen while tracing: enough to decide how its leaf is reported."""
+    """A tap seen while tracing: what decides how its leaf is reported, and what it costs."""
 
     leaf: int
-    primitive: str
-    isometric: bool  # and consumed once: the squared norm found here is that of the leaf's gradient from here
+    use: Use
+    isometric: bool
     box: tuple[tuple[int, int], ...]
+    axes: tuple[int, ...] | None
+    stack: tuple[int, ...]
+    steady: bool
+    loops: tuple[Loop, ...]
+    operands: dict[int, jax.ShapeDtypeStruct]  # the factors of the forward pass
+    cts: tuple[jax.ShapeDtypeStruct, ...]
+    remat: bool = False  # whether it lies in a checkpoint, so that its values are made again on the way back
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int] | None:
+        """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
+        return self.use.sizes(self.cts[0].shape) if self.cts else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Rewriter:
-    """One evaluation: where each leaf's slot is, and the sites seen so far (by position, as loops retrace)."""
+    """One evaluation: what is to be reported of each leaf, and the sites seen so far (by position, as loops retrace).
 
-    slot_of: Callable[[int], Array]
-    sites: dict[tuple[Path, Port], Site]
+    Attributes:
+      modes: what the taps do at each leaf's uses; a leaf that is missing is only traced.
+      stacks: for each leaf, the leading axes that loops slice its slot along with.
+      weigh: clipping weights from squared norms (and thresholds).
+      reports: where factors are reported to.
+      closings: for the body of a scan, what wraps it to clip the groups that are complete inside it.
+      loops: bodies and lengths of the scans around.
+      rules: for leaves for which the user chose, how the norms at their uses are found.
+      remat: whether there is a checkpoint around.
+    """
 
-    def run(self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path) -> tuple[list[Entry], Gates]:
-        """Evaluate a jaxpr; returns its outputs and the gates of all taps inside."""
+    modes: dict[int, Mode]
+    stacks: dict[int, tuple[int, ...]]
+    weigh: Weighing = NO_WEIGHTS
+    reports: dict[Key, Report] = dataclasses.field(default_factory=dict)
+    closings: dict[Path, Callable] = dataclasses.field(default_factory=dict)
+    loops: tuple[tuple[Path, int], ...] = ()
+    sites: dict[Key, Site] = dataclasses.field(default_factory=dict)
+    rules: dict[int, Rule] = dataclasses.field(default_factory=dict)
+    remat: bool = False
+
+    def run(
+        self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
+    ) -> tuple[list[Entry], dict[Key, Any]]:
+        """Evaluate a jaxpr; returns its outputs and what all taps inside emitted."""
         env: dict[Any, Entry] = {}
         env.update(zip(jaxpr.constvars, (Plain(c, fixed=True) for c in consts), strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
-        gates: Gates = {}
+        emitted: dict[Key, Any] = {}
 
         def read(atom: Any) -> Entry:
             return Plain(atom.val, fixed=True) if is_literal(atom) else env[atom]
 
         for number, eqn in enumerate(jaxpr.eqns):
-            outs, new_gates = self._equation(eqn, [read(v) for v in eqn.invars], (*path, number))
+            outs, more = self._equation(eqn, [read(v) for v in eqn.invars], (*path, number))
             env.update(zip(eqn.outvars, outs, strict=True))
-            gates.update(new_gates)
-        return [read(v) for v in jaxpr.outvars], gates
+            emitted.update(more)
+        return [read(v) for v in jaxpr.outvars], emitted
 
-    def _equation(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], Gates]:
+    def _equation(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         if not any(isinstance(x, Weight) for x in operands):
-            fixed = all(x.fixed for x in operands if isinstance(x, Plain))
-            return [Plain(out, fixed) for out in eval_eqn(eqn, [x.value for x in operands])], {}
+            return self._plain(eqn, operands), {}
         name = eqn.primitive.name
         if name in _compat.INLINE_PRIMITIVES:
             return self.run(*sub_jaxpr(eqn), operands, path)
@@ -70,60 +108,83 @@ class Rewriter:
         if is_derivable(eqn, operands):
             return derive(eqn, operands), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
-        uses = {i: use_of(eqn, i, several) for i, x in enumerate(operands) if isinstance(x, Weight)}
-        return self._tap(lambda values: eval_eqn(eqn, values), uses, operands, path, name)
+        uses = {i: use_of(eqn, i, several, self._rule(x)) for i, x in enumerate(operands) if isinstance(x, Weight)}
+        return self._tap(lambda values: eval_eqn(eqn, values), uses, operands, path)
+
+    def _rule(self, weight: Weight) -> Rule | None:
+        return next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
+
+    def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
+        fixed = all(x.fixed for x in operands if isinstance(x, Plain))
+        return [Plain(out, fixed) for out in eval_eqn(eqn, [x.value for x in operands])]
 
     def _tap(
-        self, run: Callable, uses: dict, operands: Sequence[Entry], path: Path, name: str
-    ) -> tuple[list[Plain], Gates]:
-        outs, gates = tap(run, uses, operands, self.slot_of)
-        for port in gates:
-            weight = operands[port.operand]
+        self, run: Callable, uses: dict[int, Use], operands: Sequence[Entry], path: Path
+    ) -> tuple[Sequence[Plain], dict[Key, Any]]:
+        modes = {
+            leaf: self.modes.get(leaf, Mode.GHOST) for x in operands if isinstance(x, Weight) for leaf in x.shadows
+        }
+        reports = {port: report for (at, port), report in self.reports.items() if at == path}
+        outs, emitted = tap(run, uses, operands, modes, self.weigh, reports)
+        for port in emitted:
+            weight, use = operands[port.operand], uses[port.operand]
             assert isinstance(weight, Weight)
-            self.sites[path, port] = Site(port.leaf, name, weight.isometric and not weight.shared, weight.box)
-        return outs, {(path, port): gate for port, gate in gates.items()}
+            self.sites[path, port] = Site(
+                leaf=port.leaf,
+                use=use,
+                isometric=weight.isometric,
+                box=weight.box,
+                axes=weight.axes,
+                stack=weight.stack,
+                steady=weight.steady,
+                loops=tuple(Loop(body, length, body in weight.cuts) for body, length in self.loops),
+                operands={i: _struct(operands[i].value) for i in use.factor_operands},
+                cts=tuple(_struct(out.value) for out in outs if is_float(out.value)),
+                remat=self.remat,
+            )
+        return outs, {(path, port): x for port, x in emitted.items()}
 
-    def escape(self, entry: Entry, path: Path) -> tuple[Plain, Gates]:
+    def escape(self, entry: Entry, path: Path) -> tuple[Plain, dict[Key, Any]]:
         """Turn a weight into an ordinary value, one copy per example."""
         if isinstance(entry, Plain):
             return entry, {}
-        outs, gates = self._tap(lambda values: [values[0]], {0: Escaped(None, 0)}, [entry], path, "copy")
-        return outs[0], gates
+        outs, emitted = self._tap(lambda values: [values[0]], {0: Escaped(None, 0)}, [entry], path)
+        return outs[0], emitted
 
-    def escape_all(self, entries: Sequence[Entry], path: Path) -> tuple[list[Plain], Gates]:
+    def escape_all(self, entries: Sequence[Entry], path: Path) -> tuple[list[Plain], dict[Key, Any]]:
         """`escape` for a list; positions count down from -1 so that no equation number is met."""
-        outs, gates = [], {}
+        outs, emitted = [], {}
         for i, entry in enumerate(entries):
-            out, new = self.escape(entry, (*path, -1 - i))
+            out, more = self.escape(entry, (*path, -1 - i))
             outs.append(out)
-            gates.update(new)
-        return outs, gates
+            emitted.update(more)
+        return outs, emitted
 
-    def _checkpoint(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], Gates]:
+    def _checkpoint(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         jaxpr, consts = sub_jaxpr(eqn)
-        inner_path = path
 
-        def body(arrays: Any) -> tuple[list[Array], Gates]:
-            outs, gates = self.run(jaxpr, consts, _unflatten(operands, arrays), inner_path)
-            plain, more = self.escape_all(outs, inner_path)
-            return [x.value for x in plain], gates | more
+        def body(arrays: Any, reports: dict[Key, Report]) -> tuple[list[Any], dict[Key, Any]]:
+            inner = dataclasses.replace(self, reports=self.reports | reports, remat=True)
+            outs, emitted = inner.run(jaxpr, consts, with_arrays(operands, arrays), path)
+            plain, more = inner.escape_all(outs, path)
+            return [x.value for x in plain], emitted | more
 
-        outs, gates = _compat.checkpoint_like(eqn, body)(_flatten(operands))
-        return [Plain(out, fixed=False) for out in outs], gates
+        outs, emitted = _compat.checkpoint_like(eqn, body)(arrays_of(operands), inside(self.reports, path))
+        return [Plain(out, fixed=False) for out in outs], emitted
 
-    def _while(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], Gates]:
+    def _while(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         # A loop of unknown length has no reverse derivative: JAX itself says so if a gradient is asked through it.
-        plain, gates = self.escape_all(operands, path)
-        return [Plain(out, fixed=False) for out in eval_eqn(eqn, [x.value for x in plain])], gates
+        plain, emitted = self.escape_all(operands, path)
+        return [Plain(out, fixed=False) for out in eval_eqn(eqn, [x.value for x in plain])], emitted
 
-    def _cond(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], Gates]:
-        index, gates = self.escape(operands[0], (*path, -1))
+    def _cond(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
+        index, emitted = self.escape(operands[0], (*path, -1))
         entries = operands[1:]
 
         def branch(number: int) -> Callable:
             closed = eqn.params["branches"][number]
 
-            def run() -> tuple[list[Array], Gates]:
+            def run() -> tuple[list[Any], dict[Key, Any]]:
                 outs, inner = self.run(closed.jaxpr, closed.consts, entries, (*path, number))
                 plain, more = self.escape_all(outs, (*path, number))
                 return [x.value for x in plain], inner | more
@@ -137,22 +198,23 @@ class Rewriter:
             which = jnp.clip(index.value, 0, len(branches) - 1)
             outs = [jax.lax.select_n(which, *cases) for cases in zip(*(r[0] for r in results), strict=True)]
             for _, inner in results:
-                gates = gates | inner
-            return [Plain(out, fixed=False) for out in outs], gates
+                emitted = emitted | inner
+            return [Plain(out, fixed=False) for out in outs], emitted
         found = [jax.eval_shape(run)[1] for run in branches]
         union = {key: struct for inner in found for key, struct in inner.items()}
+        zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
 
         def padded(run: Callable) -> Callable:
-            def full() -> tuple[list[Array], Gates]:
+            def full() -> tuple[list[Any], dict[Key, Any]]:
                 outs, inner = run()
-                return outs, {k: inner[k] if k in inner else jnp.zeros(s.shape, s.dtype) for k, s in union.items()}
+                return outs, {key: inner[key] if key in inner else zeros(tree) for key, tree in union.items()}
 
             return full
 
         outs, inner = jax.lax.switch(index.value, [padded(run) for run in branches])
-        return [Plain(out, fixed=False) for out in outs], gates | inner
+        return [Plain(out, fixed=False) for out in outs], emitted | inner
 
-    def _scan(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], Gates]:
+    def _scan(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         jaxpr, jaxpr_consts = sub_jaxpr(eqn)
         num_consts, num_carry = _compat.scan_counts(eqn)
         consts, carry, xs = (
@@ -160,27 +222,62 @@ class Rewriter:
             operands[num_consts : num_consts + num_carry],
             operands[num_consts + num_carry :],
         )
+        body_path = (*path, 0)
         carry_vars = jaxpr.invars[num_consts : num_consts + num_carry]
         # A parameter handed through the carry unchanged is a constant of the loop.
         constant = [isinstance(x, Weight) and jaxpr.outvars[i] is carry_vars[i] for i, x in enumerate(carry)]
-        init, gates = self.escape_all([x for x, c in zip(carry, constant, strict=True) if not c], path)
-        body_consts = [_shared(x) for x in consts]
-        constant_carry = [_shared(x) for x, c in zip(carry, constant, strict=True) if c]
+        init, emitted = self.escape_all([x for x, c in zip(carry, constant, strict=True) if not c], path)
+        constants = [*consts, *(x for x, c in zip(carry, constant, strict=True) if c)]
         fixed_carry = self._fixed_carry(jaxpr, consts, carry, xs, constant)
+        cut = [cut_by(x, body_path) for x in xs]
+        stacked = {key: r for key, r in inside(self.reports, body_path).items() if self._is_stacked(key, body_path)}
+        around = {key: r for key, r in inside(self.reports, body_path).items() if key not in stacked}
 
-        def body(state: list[Array], slices: Any) -> tuple[list[Array], tuple[list[Array], Gates]]:
-            moving, still = iter(zip(state, fixed_carry, strict=True)), iter(constant_carry)
+        def inputs(held: list[Any], state: list[Any], slices: list[Any]) -> list[Entry]:
+            values = with_arrays(constants, held)
+            moving, still = iter(zip(state, fixed_carry, strict=True)), iter(values[num_consts:])
             now = [next(still) if c else Plain(*next(moving)) for c in constant]
-            outs, inner = self.run(jaxpr, jaxpr_consts, [*body_consts, *now, *_unflatten(xs, slices)], (*path, 0))
-            outs = [out for i, out in enumerate(outs) if i >= num_carry or not constant[i]]
-            plain, more = self.escape_all(outs, (*path, 0))
-            values = [x.value for x in plain]
-            return values[: len(state)], (values[len(state) :], inner | more)
+            return [*values[:num_consts], *now, *with_arrays(cut, slices)]
 
-        final, (ys, inner) = _compat.scan_like(eqn, body, [x.value for x in init], _flatten(xs))
+        loops = (*self.loops, (body_path, eqn.params["length"]))
+
+        def step(
+            rewriter: Rewriter, reports: dict[Key, Report], held: list[Any], state: list[Any], slices: list[Any]
+        ) -> tuple[list[Any], list[Any], dict[Key, Any]]:
+            inner = dataclasses.replace(rewriter, reports=reports, loops=loops)
+            outs, emitted = inner.run(jaxpr, jaxpr_consts, inputs(held, state, slices), body_path)
+            outs = [out for i, out in enumerate(outs) if i >= num_carry or not constant[i]]
+            plain, more = inner.escape_all(outs, body_path)
+            every = [x.value for x in plain]
+            return every[: len(state)], every[len(state) :], emitted | more
+
+        run_step = (
+            self.closings[body_path](step, self, constants, cut)
+            if body_path in self.closings
+            else (lambda *args: step(self, *args))
+        )
+        held = arrays_of(constants)
+
+        def body(state: list[Any], slices: Any) -> tuple[list[Any], Any]:
+            arrays, reports = slices
+            arrays = [_with_uncut(x, row) for x, row in zip(xs, arrays, strict=True)]
+            state, ys, emitted = run_step(around | reports, held, state, arrays)
+            return state, (ys, emitted)
+
+        rows = [_rows(x, entry, self.stacks) for x, entry in zip(xs, cut, strict=True)]
+        final, (ys, inner) = self._loop(eqn, body_path, body, [x.value for x in init], (rows, stacked))
         moved = iter(final)
         after = [x if c else Plain(next(moved), fixed=False) for x, c in zip(carry, constant, strict=True)]
-        return [*after, *(Plain(y, fixed=False) for y in ys)], gates | inner
+        return [*after, *(Plain(y, fixed=False) for y in ys)], emitted | inner
+
+    def _loop(self, eqn: Any, path: Path, body: Callable, init: Any, xs: Any) -> Any:
+        del path
+        return _compat.scan_like(eqn, body, init, xs)
+
+    def _is_stacked(self, key: Key, body: Path) -> bool:
+        """Whether a report has an axis for this loop: gradients of the same entries add up instead."""
+        site = self.sites[key]
+        return bool(site.use.factor_operands) or any(loop.cuts for loop in site.loops if loop.body == body)
 
     def _fixed_carry(
         self, jaxpr: Any, consts: list[Entry], carry: list[Entry], xs: list[Entry], constant: list[bool]
@@ -199,33 +296,67 @@ class Rewriter:
             now = after
 
 
-def _shared(entry: Entry) -> Entry:
-    return dataclasses.replace(entry, shared=True) if isinstance(entry, Weight) else entry
+def inside(reports: dict[Key, Report], path: Path) -> dict[Key, Report]:
+    """The reports of taps at or below a position."""
+    return {key: report for key, report in reports.items() if key[0][: len(path)] == path}
 
 
-def _flatten(entries: Sequence[Entry]) -> list[Any]:
+def cut_by(entry: Entry, body: Path) -> Entry:
+    """What a loop's body sees of one of its `xs`; the arrays are filled in by `with_arrays`."""
+    if isinstance(entry, Plain):
+        return entry
+    depth = len(entry.stack)
+    whole = entry.aligned and entry.box[0] == (0, entry.leaf_shape[depth]) and len(entry.cuts) == depth
+    leads = entry.axes is not None and entry.axes[0] == 0
+    return dataclasses.replace(
+        entry,
+        box=entry.box[1:] if whole else entry.box,
+        aligned=whole,
+        axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
+        stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
+        cuts=(*entry.cuts, body),
+    )
+
+
+def _rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> Any:
+    """What a loop slices of one of its `xs`: slots too, where they have an entry for each entry of the stack."""
+    if isinstance(before, Plain) or isinstance(after, Plain):
+        return before.value
+
+    def cut(leaf: int) -> bool:
+        return len(before.stack) < len(after.stack) <= len(stacks.get(leaf, ()))
+
+    shadows = before.shadows
+    return before.value, {
+        leaf: s if cut(leaf) else s._replace(slot=None, threshold=None) for leaf, s in shadows.items()
+    }
+
+
+def _with_uncut(before: Entry, rows: Any) -> Any:
+    """One step's slices together with the slots that are not sliced."""
+    if isinstance(before, Plain):
+        return rows
+    value, shadows = rows
+
+    def whole(leaf: int, shadow: Shadow) -> Shadow:
+        outer = before.shadows[leaf]
+        return shadow._replace(slot=outer.slot, threshold=outer.threshold) if shadow.slot is None else shadow
+
+    return value, {leaf: whole(leaf, shadow) for leaf, shadow in shadows.items()}
+
+
+def arrays_of(entries: Sequence[Entry]) -> list[Any]:
     """The arrays of entries, as a pytree that loops can slice and checkpoints can trace."""
     return [(x.value, x.shadows) if isinstance(x, Weight) else x.value for x in entries]
 
 
-def _unflatten(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
+def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
     """Entries like the given ones on other arrays."""
     return [
-        dataclasses.replace(x, value=a[0], shadows=a[1], aligned=False) if isinstance(x, Weight) else Plain(a, x.fixed)
+        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
         for x, a in zip(entries, arrays, strict=True)
     ]
 
 
-def weights_of(leaves: Sequence[Array], totals: Sequence[Array], owns: dict[int, Array]) -> list[Entry]:
-    """The parameters as the rewriter's inputs."""
-    return [
-        Weight(
-            value=leaf,
-            shadows={i: Shadow(totals[i], owns.get(i))},
-            isometric=True,
-            shared=False,
-            box=tuple((0, n) for n in leaf.shape),
-            aligned=True,
-        )
-        for i, leaf in enumerate(leaves)
-    ]
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)

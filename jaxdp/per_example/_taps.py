@@ -1,5 +1,6 @@
 """The tap: an equation that consumes a parameter, with a backward pass that reports what the gradient looks like."""
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp.per_example._batching import contracted_over_batch, force_batched
+from jaxdp.per_example._batching import force_batched
+from jaxdp.per_example._use_clipping import clipped, contracted
 from jaxdp.per_example._uses import Use, is_float
-from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
+from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
+from jaxdp.per_example._weighing import Weighing
 
 
 class Port(NamedTuple):
@@ -19,63 +22,115 @@ class Port(NamedTuple):
     leaf: int
 
 
+Key = tuple[Path, Port]
+
+
+class Mode(enum.Enum):
+    """What the backward pass does at the uses of one leaf."""
+
+    SUM = "sum"  # the weighted sum, for weights known beforehand
+    GHOST = "ghost"  # the squared norm, or the weighted sum, whichever the pull asks for
+    OWN = "own"  # the gradient itself, as a cotangent of `Shadow.own`
+    CLIP = "clip"  # the norm, the weight and the weighted sum at once
+    REPORT = "report"  # the factors, for whoever finds the weight later
+
+
+class Report(NamedTuple):
+    """Zeros whose cotangents are a use's factors (or, for a use without factors, the gradient)."""
+
+    kept: dict[int, Array]
+    cts: list[Array]
+
+
+class Emitted(NamedTuple):
+    """What a tap adds to the forward pass's outputs."""
+
+    gate: Array  # a zero whose cotangent, chosen by whoever pulls back, is this example's weight
+    kept: dict[int, Array]  # integer factors of a use that reports: they have no cotangents
+
+
 def tap(
     run: Callable[[Sequence[Any]], list[Array]],
     uses: dict[int, Use],
     operands: Sequence[Entry],
-    slot_of: Callable[[int], Array],
-) -> tuple[list[Plain], dict[Port, Array]]:
-    r"""Run an equation so that its backward pass serves the three reports.
+    modes: dict[int, Mode],
+    weigh: Weighing,
+    reports: dict[Port, Report],
+) -> tuple[list[Plain], dict[Port, Emitted]]:
+    r"""Run an equation so that its backward pass reports on its weights as their leaves' `modes` say.
 
-    * The cotangent of a leaf's *slot* (a zero scalar the forward pass ignores) is the squared norm of this example's
-      gradient. Cotangents add up by themselves over taps and loop steps.
-    * Each port has a *gate* among the outputs: a zero whose cotangent, chosen by whoever pulls back, is this
-      example's weight. The cotangent of `Shadow.total` is the weighted sum over the batch.
-    * The cotangent of `Shadow.own`, where there is one, is the gradient itself.
+    Cotangents add up by themselves over taps and loop steps, so the cotangent of a slot shared by several taps is the
+    sum of their squared norms.
     """
     weights = {i: x for i, x in enumerate(operands) if isinstance(x, Weight)}
     others = {i: x.value for i, x in enumerate(operands) if isinstance(x, Plain)}
     ports = [Port(i, leaf) for i, w in weights.items() for leaf in sorted(w.shadows)]
     saved = {i for use in uses.values() for i in (range(len(operands)) if use.saved is None else use.saved)}
     movable = [i for i, x in others.items() if is_float(x)]
+    reports = {port: report for port, report in reports.items() if port in ports}
 
-    def forward(values: dict[int, Array], others: dict[int, Array], slots: list[Array]) -> tuple[Any, Any]:
+    def forward(values: dict[int, Array], others: dict[int, Array], anchor: Array) -> tuple[list[Array], list[Array]]:
         every = {**values, **others}
-        outs = [force_batched(out, slots[0]) for out in run([every[i] for i in range(len(operands))])]
-        return outs, slots
+        outs = [force_batched(out, anchor) for out in run([every[i] for i in range(len(operands))])]
+        return outs, [anchor] * len(ports)
 
     @jax.custom_vjp
-    def tapped(values: Any, shadows: Any, slots: Any, others: Any) -> tuple[Any, Any]:
-        del shadows
-        return forward(values, others, slots)
+    def tapped(values: Any, shadows: list[Shadow], reports: Any, others: Any, consts: Any) -> tuple[Any, Any]:
+        del consts
+        return forward(values, others, _anchor(shadows))
 
-    def fwd(values: Any, shadows: Any, slots: Any, others: Any) -> tuple[Any, Any]:
+    def fwd(values: Any, shadows: list[Shadow], reports: Any, others: Any, consts: Any) -> tuple[Any, Any]:
         every = {**values, **others}
         probes = [shadow.total.reshape(-1)[:1] for shadow in shadows]
-        return forward(values, others, slots), ({i: every[i] for i in saved}, probes)
+        thresholds = [shadow.threshold for shadow in shadows]
+        residuals = ({i: every[i] for i in saved}, probes, thresholds, consts)
+        return forward(values, others, _anchor(shadows)), residuals
 
-    def bwd(
-        residuals: tuple[dict[int, Array], list[Array]], cotangents: tuple[list[Array], list[Array]]
-    ) -> tuple[Any, ...]:
-        (kept, probes), (out_cts, gate_cts) = residuals, cotangents
+    def bwd(residuals: tuple[Any, ...], cotangents: tuple[list[Array], list[Array]]) -> tuple[Any, ...]:
+        (kept, probes, thresholds, consts), (out_cts, gate_cts) = residuals, cotangents
         cts = [ct for ct in out_cts if is_float(ct)]
-        shadow_cts, slot_cts = [], []
-        for port, gate_ct, probe in zip(ports, gate_cts, probes, strict=True):
-            use, shadow = uses[port.operand], weights[port.operand].shadows[port.leaf]
-            total = contracted_over_batch(use.weighted_sum, gate_ct, probe, kept, cts)
-            own = None if shadow.own is None else use.gradient(kept, cts)
-            norm = use.squared_norm(kept, cts) if own is None else jnp.zeros(())
-            shadow_cts.append(Shadow(total.astype(shadow.total.dtype), own))
-            slot_cts.append(norm.astype(jnp.float32))
+        report_cts: dict[Port, Report] = {}
+        shadow_cts = []
+        for port, gate_ct, probe, threshold in zip(ports, gate_cts, probes, thresholds, strict=True):
+            use, mode = uses[port.operand], modes[port.leaf]
+            shadow = weights[port.operand].shadows[port.leaf]
+            total = own = norm = None
+            if mode is Mode.REPORT:
+                report_cts[port] = _report(use, kept, cts, reports[port])
+            elif mode is Mode.CLIP:
+                norm, total = clipped(use, weigh.with_consts(consts), jnp.zeros(()), threshold, probe, kept, cts)
+            elif mode is Mode.OWN:
+                own = use.gradient(kept, cts)
+            else:
+                total = contracted(use, gate_ct, probe, kept, cts)
+                norm = use.squared_norm(kept, cts).astype(jnp.float32) if mode is Mode.GHOST else None
+            total = None if total is None else total.astype(shadow.total.dtype)
+            shadow_cts.append(Shadow(total, own, norm, None))  # pyright: ignore[reportArgumentType]
         other_cts: dict[int, Any] = dict.fromkeys(others)
         if movable:
             use = next(iter(uses.values()))
             other_cts.update(zip(movable, use.pull_back(kept, movable, cts), strict=True))
-        return None, shadow_cts, slot_cts, other_cts
+        return None, shadow_cts, report_cts, other_cts, None
 
     tapped.defvjp(fwd, bwd)
     values = {i: w.value for i, w in weights.items()}
     shadows = [weights[p.operand].shadows[p.leaf] for p in ports]
-    slots = [slot_of(p.leaf) for p in ports]
-    outs, gates = tapped(values, shadows, slots, others)
-    return [Plain(out, fixed=False) for out in outs], dict(zip(ports, gates, strict=True))
+    outs, gates = tapped(values, shadows, reports, others, list(weigh.consts))
+    integers = {port: uses[port.operand].factor_operands for port in reports}
+    emitted = {
+        port: Emitted(gate, {i: others[i] for i in integers.get(port, ()) if not is_float(others[i])})
+        for port, gate in zip(ports, gates, strict=True)
+    }
+    return [Plain(out, fixed=False) for out in outs], emitted
+
+
+def _anchor(shadows: Sequence[Shadow]) -> Array:
+    """A value with a batch axis, whatever the tap's operands have."""
+    slot = shadows[0].slot
+    return slot.reshape(-1)[0] if slot.ndim else slot
+
+
+def _report(use: Use, kept: dict[int, Array], cts: list[Array], slots: Report) -> Report:
+    if use.factor_operands:
+        return Report({i: kept[i] for i in slots.kept}, cts)
+    return Report({}, [use.gradient(kept, cts)])

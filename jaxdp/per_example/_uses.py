@@ -6,19 +6,41 @@ them. Results are float32 (float64 for float64 models) whatever the model's dtyp
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from jaxdp.norms import outer_squared_norm, row_squared_norm
+from jaxdp.norms import Rule, clipped_outer_sum, outer_squared_norm, prefers_reuse, row_squared_norm
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 from jaxdp.per_example._values import wide_dtype
 
 Operands = dict[int, Any]
+
+
+class Layout(NamedTuple):
+    """Axes of a leaf: those along which slices are independent, and those of the first and the second factor."""
+
+    batch: tuple[int, ...]
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+
+class Outer(NamedTuple):
+    """A gradient A_k^T G_k for each k."""
+
+    a: Float[Array, "k t c"]
+    g: Float[Array, "k t p"]
+
+
+class Rows(NamedTuple):
+    """A gradient that is zero but for some rows, which add up where they are repeated."""
+
+    ids: Int[Array, " t"]
+    rows: Float[Array, "t p"]
 
 
 def wide(x: Array) -> Array:
@@ -38,21 +60,51 @@ def unbroadcast(x: Array, shape: tuple[int, ...]) -> Array:
     return jnp.sum(x, axis=(*range(lead), *repeated), keepdims=True).reshape(shape) if lead or repeated else x
 
 
-def select_rows(weights: Float[Array, " batch"], x: Array, *, scale: bool) -> Array:
-    """`w_i x_i` (or just `x_i`), and exactly zero where the weight is zero even if `x_i` is NaN."""
-    rows = weights.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.where(rows == 0, jnp.zeros((), x.dtype), x * rows if scale else x)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
     """The exact fallback: any primitive, through the VJP of that one equation."""
 
     eqn: Any
     index: int
+    rule: Rule | None = None  # how the norm of an outer product is found, where the user chose
 
     # Operands whose values the backward pass needs; None for all.
     saved: ClassVar[tuple[int, ...] | None] = None
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """Operands that make the gradient together with the output's cotangent; none where it is kept as it is."""
+        return ()
+
+    def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
+        """Shape of the weight operand, given one example's cotangents."""
+        del cts
+        return self.eqn.invars[self.index].aval.shape
+
+    def layout(self, axes: tuple[int, ...]) -> Layout | None:
+        """Which axes of the leaf the two factors span; `axes` says which one each axis of the operand is."""
+        del axes
+        return None
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer | Rows:
+        """The factors of one example's gradient, of several runs of the equation at once (a leading axis)."""
+        raise NotImplementedError
+
+    def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+        """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
+        del ct_shape
+        return None
+
+    def reuses_gradient(self, cts: Sequence[Any]) -> bool:
+        """Whether `clipped` is cheaper than the norm and the sum by themselves."""
+        del cts
+        return False
+
+    def clipped(
+        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+    ) -> tuple[Float[Array, " batch"], Array]:
+        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go."""
+        raise NotImplementedError
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """One example's gradient of the weight operand, in the operand's shape."""
@@ -106,13 +158,17 @@ class Elementwise(Use):
         """One reduction over the batch."""
         axes = {i: 0 if b else None for i, b in batched.items()}
         grads = jax.vmap(self.gradient, in_axes=(axes, 0))(operands, list(cts))
-        return jnp.sum(select_rows(weights, grads, scale=True), axis=0)
+        return jnp.einsum("b,b...->...", weights.astype(grads.dtype), grads, precision="highest")
 
 
 class Escaped(Elementwise):
     """A parameter that becomes an ordinary value (a loop's initial state, say): the gradient is the cotangent."""
 
     saved = ()
+
+    def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
+        """The cotangent's shape."""
+        return jnp.shape(cts[0]) if self.eqn is None else super().weight_shape(cts)
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The cotangent."""
@@ -194,7 +250,7 @@ class Contracted(Use):
     def squared_norm(self, operands: Operands, cts: Sequence[Array]) -> Float[Array, ""]:
         """From the factors, without the outer product where that is cheaper."""
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
-        return outer_squared_norm(wide(a), wide(g))
+        return outer_squared_norm(wide(a), wide(g), self.rule)
 
     def weighted_sum(
         self,
@@ -204,12 +260,53 @@ class Contracted(Use):
         cts: Sequence[Array],
     ) -> Array:
         """One matrix product over the batch and the sequence."""
-        other, x = 1 - self.index, operands[1 - self.index]
+        other, ct = 1 - self.index, wide(cts[0])
+        scale = weights.astype(ct.dtype).reshape((-1,) + (1,) * (ct.ndim - 1))
         if not batched[other]:
-            x = jnp.broadcast_to(x, (weights.shape[0], *x.shape))
-        a, g = self._factors(wide(x), wide(cts[0]), 1)
-        a, g = select_rows(weights, a, scale=False), select_rows(weights, g, scale=True)
+            a, g = self._factors(wide(operands[other]), jnp.sum(scale * ct, axis=0), 0)
+            return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
+        a, g = self._factors(wide(operands[other]), scale * ct, 1)
         return self._unfold(jnp.einsum("bktc,bktp->kcp", a, g, precision=self.eqn.params["precision"]))
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """The other operand."""
+        return (1 - self.index,)
+
+    def layout(self, axes: tuple[int, ...]) -> Layout:
+        """Contracted axes belong to the input, free ones to the cotangent."""
+        contract, _, batch, _ = self._dims()
+        free = [d for d in range(len(axes)) if d not in contract and d not in batch]
+        pick = lambda dims: tuple(axes[d] for d in dims)
+        return Layout(pick(batch), pick(contract), pick(free))
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer:
+        """Runs of the equation follow each other along the sequence."""
+        a, g = self._factors(wide(operands[1 - self.index]), wide(cts[0]), 1)
+        along = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1, x.shape[3])
+        return Outer(along(a), along(g))
+
+    def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """K, T, C and P of one example's factors."""
+        contract, _, batch, _ = self._dims()
+        shape = self.eqn.invars[self.index].aval.shape
+        k, c = _size([shape[d] for d in batch]), _size([shape[d] for d in contract])
+        p = _size(shape) // max(1, k * c)
+        return k, _size(ct_shape) // max(1, k * p), c, p
+
+    def reuses_gradient(self, cts: Sequence[Any]) -> bool:
+        """Where the gradient costs less than Gram matrices, it is made once for the norm and the sum."""
+        return prefers_reuse(*self.sizes(jnp.shape(cts[0])), self.rule)
+
+    def clipped(
+        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+    ) -> tuple[Float[Array, " batch"], Array]:
+        """A few examples' gradients at a time: squared, weighted, added up."""
+        other, size = 1 - self.index, cts[0].shape[0]
+        x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
+        a, g = self._factors(wide(x), wide(cts[0]), 1)
+        total, norms = clipped_outer_sum(a, g, weigh, rest, self.eqn.params["precision"])
+        return norms, self._unfold(total)
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -272,9 +369,23 @@ class Gathered(Use):
         if not batched[1]:
             ids = jnp.broadcast_to(ids, (weights.shape[0], *ids.shape))
         ids, rows = self._rows(ids, cts[0], 1)
-        rows = select_rows(weights, rows, scale=True)
+        rows = weights.astype(rows.dtype).reshape((-1,) + (1,) * (rows.ndim - 1)) * rows
         shape = self.eqn.invars[0].aval.shape
         return jnp.zeros(shape, rows.dtype).at[ids.reshape(-1)].add(rows.reshape(-1, *shape[1:]))
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """The row numbers."""
+        return (1,)
+
+    def layout(self, axes: tuple[int, ...]) -> Layout:
+        """Row numbers stand for one-hot vectors along the table's first axis."""
+        return Layout((), axes[:1], axes[1:])
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Rows:
+        """Runs of the equation follow each other along the sequence."""
+        ids, rows = self._rows(operands[1], cts[0], 1)
+        return Rows(ids.reshape(-1), rows.reshape(ids.size, -1))
 
 
 class Convolved(Use):
@@ -311,7 +422,15 @@ class Convolved(Use):
 
     def squared_norm(self, operands: Operands, cts: Sequence[Array]) -> Float[Array, ""]:
         """A convolution is a matrix product with patches of its input."""
-        return outer_squared_norm(*self._patches(operands[0], cts[0]))
+        return outer_squared_norm(*self._patches(operands[0], cts[0]), self.rule)
+
+    def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Groups, output positions, and the sizes of a group's patches and outputs."""
+        groups, spec = self.eqn.params["feature_group_count"], self.eqn.params["dimension_numbers"].rhs_spec
+        kernel = self.eqn.invars[1].aval.shape
+        outputs = kernel[spec[0]]
+        patch = _size([kernel[d] for d in spec[1:]])
+        return groups, _size(ct_shape) // max(1, outputs), patch, outputs // groups
 
     def _kernel_gradient(self, x: Array, ct: Array) -> Array:
         """The kernel's gradient of a (folded) batch."""
@@ -349,21 +468,32 @@ class Convolved(Use):
             y = jnp.moveaxis(y, 0, batch_dim)
             return y.reshape(*y.shape[:batch_dim], -1, *y.shape[batch_dim + 2 :])
 
-        x = fold(select_rows(weights, wide(x), scale=False), dims.lhs_spec[0])
-        ct = fold(select_rows(weights, wide(cts[0]), scale=True), dims.out_spec[0])
-        return self._kernel_gradient(x, ct)
+        ct = wide(cts[0])
+        ct = weights.astype(ct.dtype).reshape((-1,) + (1,) * (ct.ndim - 1)) * ct
+        return self._kernel_gradient(fold(wide(x), dims.lhs_spec[0]), fold(ct, dims.out_spec[0]))
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """The input."""
+        return (0,)
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer:
+        """Runs of the equation follow each other along the output positions."""
+        a, g = jax.vmap(self._patches)(operands[0], cts[0])
+        along = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1, x.shape[3])
+        return Outer(along(a), along(g))
 
 
-def use_of(eqn: Any, index: int, others_are_weights: bool) -> Use:
+def use_of(eqn: Any, index: int, others_are_weights: bool, rule: Rule | None = None) -> Use:
     """The best rule for operand `index` of an equation."""
     name = eqn.primitive.name
     if not others_are_weights:
         if name == "dot_general":
-            return Contracted(eqn, index)
+            return Contracted(eqn, index, rule)
         if name == "gather" and Gathered.matches(eqn, index):
             return Gathered(eqn, index)
         if name == "conv_general_dilated" and Convolved.matches(eqn, index):
-            return Convolved(eqn, index)
+            return Convolved(eqn, index, rule)
     if name in ("add", "sub", "add_any"):
         return Added(eqn, index)
     if name == "mul":

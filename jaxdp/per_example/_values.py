@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+Path = tuple[int, ...]
+
 
 def wide_dtype(dtype: Any) -> Any:
     """At least float32: half-precision squares underflow and half-precision sums stall."""
@@ -13,13 +15,16 @@ def wide_dtype(dtype: Any) -> Any:
 
 
 class Shadow(NamedTuple):
-    """The tangents of one parameter leaf along a weight; their cotangents are the results.
+    """What follows one parameter leaf along a weight; the cotangents of `total`, `own` and `slot` are the results.
 
-    They start as zeros, follow the weight through every reshape and slice, and take no part in the forward pass.
+    The tangents start as zeros, follow the weight through every reshape and slice, and take no part in the forward
+    pass. `slot` and `threshold` have one entry for each entry of the leaf's stack and are sliced with it by loops.
     """
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
+    slot: Array  # float32, one per example: its cotangent is the squared norm
+    threshold: Array | None  # what the clipping weight is computed with, beside the squared norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,17 +40,25 @@ class Weight:
     """A value computed from parameters alone (a view of one, or a function of several).
 
     `isometric`: a gradient of this value has the norm of the leaf's gradient it contributes.
-    `shared`: the same entries are consumed more than once (a constant of a loop), so that contributions add up.
     `box`: the part of the leaf this is a view of, `(start, stop)` per axis; gradients of disjoint boxes are orthogonal.
-    `aligned`: whether this value's axes are still the leaf's, so that a slice of it is a smaller box.
+    `aligned`: whether this value's axes are still the leaf's (less the stack), so that a slice is a smaller box.
+    `axes`: which axis of the leaf (less the stack) each axis of the value is; None when they are mixed.
+    `leaf_shape`: the shape of the leaf, where the value is a view of one.
+    `stack`: the leading axes of the leaf that loops have taken slices along.
+    `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
+    `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
     """
 
     value: Array
     shadows: dict[int, Shadow]
     isometric: bool
-    shared: bool
     box: tuple[tuple[int, int], ...]
     aligned: bool
+    axes: tuple[int, ...] | None
+    leaf_shape: tuple[int, ...]
+    stack: tuple[int, ...]
+    steady: bool
+    cuts: tuple[Path, ...]
 
 
 Entry = Plain | Weight

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxdp.per_example._compat import eval_eqn, is_literal
 from jaxdp.per_example._values import Entry, Plain, Shadow, Weight, wide_dtype
@@ -44,19 +45,32 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
     leaves = sorted({leaf for w in weights for leaf in w.shadows})
     shadows: list[dict[int, Shadow]] = [{} for _ in outs]
     for leaf in leaves:
+        mine = [w.shadows[leaf] for w in weights if leaf in w.shadows]
         totals = _push(eqn, operands, [_tangent(x, leaf, "total") for x in operands], outs)
-        has_own = any(x.shadows[leaf].own is not None for x in weights if leaf in x.shadows)
+        has_own = any(shadow.own is not None for shadow in mine)
         owns = _push(eqn, operands, [_tangent(x, leaf, "own") for x in operands], outs) if has_own else None
         for i, total in enumerate(totals):
             if total is not None:
-                shadows[i][leaf] = Shadow(total, None if owns is None else owns[i])
-    isometric = len(weights) == 1 and weights[0].isometric and _keeps_norm(eqn)
-    shared = any(w.shared for w in weights)
-    box, aligned = _box(eqn, weights[0])
-    return [
-        Weight(out, shadow, isometric, shared, box, aligned) if shadow else Plain(out, fixed=True)
-        for out, shadow in zip(outs, shadows, strict=True)
-    ]
+                shadows[i][leaf] = mine[0]._replace(total=total, own=None if owns is None else owns[i])
+    first = weights[0]
+    box, aligned = _box(eqn, first)
+
+    def view(value: Array, shadows: dict[int, Shadow]) -> Weight:
+        return Weight(
+            value=value,
+            shadows=shadows,
+            isometric=len(weights) == 1 and first.isometric and _keeps_norm(eqn),
+            box=box,
+            aligned=aligned,
+            axes=_axes(eqn, first) if len(weights) == 1 else None,
+            leaf_shape=first.leaf_shape,
+            stack=first.stack,
+            # Another operand may be a loop's counter.
+            steady=first.steady and len(operands) == 1,
+            cuts=first.cuts if all(w.cuts == first.cuts for w in weights) else (),
+        )
+
+    return [view(out, shadow) if shadow else Plain(out, fixed=True) for out, shadow in zip(outs, shadows, strict=True)]
 
 
 def _tangent(entry: Entry, leaf: int, kind: str) -> Any:
@@ -110,6 +124,15 @@ def _box(eqn: Any, weight: Weight) -> tuple[tuple[tuple[int, int], ...], bool]:
         inner = zip(weight.box, starts, limits, strict=True)
         return tuple((lo + start, lo + stop) for (lo, _), start, stop in inner), eqn.params["strides"] is None
     return weight.box, weight.aligned and name in ("convert_element_type", "copy")
+
+
+def _axes(eqn: Any, weight: Weight) -> tuple[int, ...] | None:
+    """Which axes of the leaf a view of `weight` shows, where it only moves or converts them."""
+    if weight.axes is None:
+        return None
+    if eqn.primitive.name == "transpose":
+        return tuple(weight.axes[i] for i in eqn.params["permutation"])
+    return weight.axes if eqn.primitive.name in ("convert_element_type", "copy") else None
 
 
 def fixed_outputs(jaxpr: Any, fixed_inputs: Sequence[bool]) -> list[bool]:

@@ -1,14 +1,19 @@
 """`ClippedSum`: the only thing noise may be added to."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array, Float
 
 from jaxdp.per_example import Inert, PerExampleGrads
 
 PyTree = Any
+
+# Nearer to the limit than this, a rounding error would be as large as what is left for the sum.
+_LEAST_SHARE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,7 +26,12 @@ class ClippedSum(Inert):
 
     Attributes:
       tree: pytree like the parameters, float32 or better.
-      sensitivity: the L2 bound, in the unit of the gradients.
+      sensitivity: the L2 bound, in the unit of the gradients; traced where thresholds adapt.
+      noise_scales: pytree like `tree` of what one unit of noise multiplier is on each entry (arrays that broadcast
+        against the leaves), such that a change of `tree` by one example, divided by them, has an L2 norm of at most 1;
+        None for the same scale everywhere, `sensitivity`.
+      spent_precision: $\sum 1/\sigma_j^2$ over what else was released about the same examples, with noise multipliers
+        $\sigma_j$ of its own.
     """
 
     _refusal = (
@@ -30,7 +40,34 @@ class ClippedSum(Inert):
     )
 
     tree: PyTree
-    sensitivity: float
+    sensitivity: float | Float[Array, ""]
+    noise_scales: PyTree | None = None
+    spent_precision: float = 0.0
+
+    def noise_multiplier(self, joint: float | int) -> float:
+        r"""The sum's own noise multiplier, where `joint` is that of everything released about these examples.
+
+        Gaussian releases on the same examples add up in $1/\sigma^2$, so the sum gets
+        $(\sigma^{-2} - \sum_j \sigma_j^{-2})^{-1/2}$.
+        """
+        return remaining_noise_multiplier(joint, self.spent_precision)
+
+
+def remaining_noise_multiplier(joint: float | int, spent_precision: float) -> float:
+    r"""What is left for the sum of a joint noise multiplier, after releases that spent $\sum_j \sigma_j^{-2}$."""
+    # A multiplier of zero is accounted as no privacy at all.
+    if joint == 0 or spent_precision == 0:
+        return float(joint)
+    share = 1 - spent_precision * joint * joint
+    if share < _LEAST_SHARE:
+        others = spent_precision**-0.5
+        factor = f"by more than {joint / others:.4g}" if others else "above 0 and then"
+        raise ValueError(
+            f"noise_multiplier is {joint}, that of everything released about a batch, but the indicators of the "
+            f"adaptive thresholds alone have {others:.6g}, which leaves nothing for the sum: multiply "
+            f"indicator_noise_stddev {factor} (five times that hardly raises the sum's noise), or use fewer groups."
+        )
+    return joint / math.sqrt(share)
 
 
 def describe(updates: PyTree) -> str:

@@ -1,87 +1,16 @@
 """Clipping as a gradient transformation: per-example gradients in, a sum of known sensitivity out."""
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import dp_accounting
-import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
 
-from jaxdp.per_example import PerExampleGrads, resolve_groups, stacked_squared_norms, stacked_weighted_sum
-from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
+from jaxdp.transforms._clipped_sum import ClippedSum, refuse_masked
+from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups
+from jaxdp.transforms._spec import ClipSpec, NoiseShape, Rule, clipping_weights, noise_scales
 
 PyTree = Any
-Rule = Literal["flat", "auto_s", "auto_v"]
-
-# The stability constant of AUTO-S (arXiv 2206.07136).
-AUTO_S_GAMMA = 0.01
-
-# Squares below 1e-38 are lost to float32, so that a shorter norm may be too small by any factor.
-_SMALLEST_NORM = 1e-10
-_SMALLEST_BOUND, _LARGEST_BOUND = 1e-8, 1e18
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipSpec:
-    """What is clipped to what: the one place where the sensitivity is derived.
-
-    Attributes:
-      max_norm: the clipping norm R, in the unit of the gradients.
-      groups: `"all"`, `"param"`, or a function from a leaf's path to the name of its group.
-      rule: the clipping function.
-      normalize: whether the clipped gradients are divided by R.
-    """
-
-    max_norm: float | int
-    groups: Any = "all"
-    rule: Rule = "flat"
-    normalize: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.max_norm, bool) or not isinstance(self.max_norm, int | float):
-            raise TypeError(f"max_norm is {self.max_norm!r}: give the clipping norm as a Python number.")
-        if not (math.isfinite(self.max_norm) and self.max_norm > 0):
-            raise ValueError(
-                f"max_norm is {self.max_norm}: the clipping norm must be positive and finite, "
-                "or the sum has no bounded sensitivity."
-            )
-        if not _SMALLEST_BOUND <= self.max_norm <= _LARGEST_BOUND:
-            raise ValueError(
-                f"max_norm is {self.max_norm}: float32 cannot square norms of that size, so scale the loss and give "
-                f"a clipping norm from {_SMALLEST_BOUND:g} to {_LARGEST_BOUND:g}."
-            )
-        if self.rule not in ("flat", "auto_s", "auto_v"):
-            raise ValueError(f'rule is {self.rule!r}: use "flat", "auto_s" or "auto_v".')
-
-    @property
-    def sensitivity(self) -> float:
-        """L2 bound on one example's influence: M groups of threshold R / sqrt(M) add up to R."""
-        return 1.0 if self.normalize else float(self.max_norm)
-
-    def weights(self, squared_norm: Float[Array, "..."], num_groups: int = 1) -> Float[Array, "..."]:
-        """The factor on each example's gradient (of one group): zero where the norm is not finite."""
-        threshold = self.max_norm / math.sqrt(num_groups)
-        norm = jnp.sqrt(squared_norm)
-        # Dividing by a safe norm keeps 0/0 out of the branch that `where` discards.
-        safe = jnp.where(norm > 0, norm, 1.0)
-        if self.rule == "flat":
-            weight = jnp.where(norm > threshold, threshold / safe, 1.0)
-        elif self.rule == "auto_s":
-            weight = threshold / (norm + AUTO_S_GAMMA)
-        else:
-            weight = jnp.where(norm > 0, threshold / jnp.maximum(safe, _SMALLEST_NORM), 0.0)
-        weight = weight / self.max_norm if self.normalize else weight
-        return jnp.where(jnp.isfinite(squared_norm), weight, 0.0)
-
-    def dp_event(self, noise_multiplier: float | int) -> dp_accounting.DpEvent:
-        """The event of one release of the clipped sum with Gaussian noise of this multiplier."""
-        if noise_multiplier == 0:
-            return dp_accounting.NonPrivateDpEvent()
-        return dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
 class Clip(optax.GradientTransformation):
@@ -100,43 +29,68 @@ class Clip(optax.GradientTransformation):
 
 
 def clip(
-    max_norm: float | int,
+    max_norm: Any,
     *,
-    groups: str | Callable[[str], Any] = "all",
+    groups: Any = "all",
     rule: Rule = "flat",
     normalize: bool = False,
+    noise_shape: NoiseShape = "isotropic",
 ) -> Clip:
-    r"""Clip each example's gradient and sum: $\sum_i w_i g_i$ with $\|w_i g_i\| \le R$.
+    r"""Clip each example's gradient and sum: $\sum_i \sum_m w_{i,m}\, g_{i,m}$ with $\|w_{i,m}\, g_{i,m}\| \le R_m$.
 
-    | rule | weight $w_i$ | |
+    Here $g_{i,m}$ is the part of example i's gradient that belongs to the clipping group m.
+
+    | rule | weight $w$ | |
     |---|---|---|
-    | `"flat"` | $\min(1, R/\|g_i\|)$ | Abadi et al. |
-    | `"auto_s"` | $R/(\|g_i\| + 0.01)$ | automatic clipping, stable |
-    | `"auto_v"` | $R/\|g_i\|$, 0 for a zero gradient | automatic clipping |
+    | `"flat"` | $\min(1, R/\|g\|)$ | Abadi et al. |
+    | `"auto_s"` | $R/(\|g\| + 0.01)$ | automatic clipping, stable |
+    | `"auto_v"` | $R/\|g\|$, 0 for a zero gradient | automatic clipping |
+
+    | `max_norm` | thresholds | sensitivity |
+    |---|---|---|
+    | a number R | $R_m = R/\sqrt M$ for each of M groups | R |
+    | a mapping from the name of each of `groups` to a number | these | $\sqrt{\sum_m R_m^2}$ |
+    | a prefix tree of the parameters, a number at each node, with `groups` left out | by node | $\sqrt{\sum_m R_m^2}$ |
+
+    | `noise_shape` | $\gamma_m$: the noise on group m has std $\sigma S\gamma_m$, $S^2 = \sum_m R_m^2/\gamma_m^2$ |
+    |---|---|
+    | `"isotropic"` | 1 |
+    | `"equal_budget"` | $R_m$, so that each group has the same share of the privacy budget |
+    | numbers by group, as for `max_norm` | these; only their ratios matter |
+
+    `add_gaussian_noise` draws it. For every shape it is the same Gaussian mechanism of noise multiplier $\sigma$, in
+    coordinates divided by $\gamma_m$.
 
     | edge case | what happens |
     |---|---|
-    | a NaN or Inf gradient (or a norm that overflows float32) | that example contributes exactly zero |
+    | a NaN or Inf gradient (or a norm that overflows float32) | that example contributes exactly zero, to every group |
     | a masked example | contributes exactly zero |
     | a norm below 1e-10 under `"auto_v"` | divided by 1e-10: float32 cannot square it |
     | `max_norm` of 0, below 0, NaN or infinite; below 1e-8 or above 1e18 | refused |
     | a boolean, an array or a traced `max_norm` | refused: the sensitivity is a public constant |
+    | a group without a threshold, a threshold without a group | refused |
     | inside `optax.masked` or `optax.multi_transform` | refused: the parameters left out would not be clipped |
 
     Args:
-      max_norm: the clipping norm R. With M groups each one is clipped to $R/\sqrt M$, so R bounds the whole.
-      groups: `"all"` (one norm over everything), `"param"` (each leaf by itself), or a function from a leaf's path
-        (such as `"['dense']['kernel']"`) to the name of its group.
+      max_norm: the clipping norm R, or thresholds by group, in the unit of the gradients.
+      groups: `"all"` (one norm over everything), `"layer"` (each module by itself, of a model that scans over stacked
+        layers each layer), `"param"` (each parameter by itself, of a stack each layer's),
+        `jaxdp.per_example.Blocks(...)`, a function from a leaf's path (such as `"['dense']['kernel']"`) to the name of
+        its group, a prefix tree of the parameters with a name at each node, or resolved
+        `jaxdp.per_example.Groups`. See `jaxdp.per_example.resolve_groups`.
       rule: the clipping function of the table above.
-      normalize: divide by R, so that the sensitivity is 1 and the learning rate does not depend on R.
+      normalize: divide the sum by $\sqrt{\sum_m R_m^2}$, so that the sensitivity is 1 and the learning rate does not
+        depend on the thresholds' size.
+      noise_shape: how the noise is shared out over the groups.
 
     Returns:
       An `optax.GradientTransformation` whose `update` takes `PerExampleGrads` (or a pytree with a leading batch
       axis, together with `params`) and returns a `ClippedSum`; with `.sensitivity` and `.dp_event(...)`.
 
     Raises:
-      ValueError: an impossible `max_norm`, `rule` or `groups`.
-      TypeError: at update, something that is not per-example gradients.
+      ValueError: an impossible `max_norm`, `rule`, `noise_shape` or `groups`; at init or update, ones that do not fit
+        the parameters.
+      TypeError: one of another kind; at update, something that is not per-example gradients.
 
     Example:
       >>> import jax.numpy as jnp, jaxdp
@@ -145,60 +99,34 @@ def clip(
       >>> clipped, _ = tx.update(grads, tx.init(jnp.ones(2)))
       >>> clipped.tree, clipped.sensitivity
       (Array([0.6, 1.3], dtype=float32), 1.0)
+      >>> jaxdp.transforms.clip({"encoder": 0.3, "head": 0.4}).sensitivity
+      0.5
 
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
       Bu et al., Automatic Clipping, arXiv 2206.07136. He et al., Group-wise clipping, arXiv 2212.01539.
+      Bu et al., On the accuracy and efficiency of group-wise clipping, arXiv 2310.19215.
     """
-    spec = ClipSpec(max_norm, groups, rule, normalize)
+    spec = ClipSpec(max_norm, groups, rule, normalize, noise_shape)
+    unit = spec.bound if normalize else 1.0
+
+    def weight_fn(squared_norm: Any, threshold: Any) -> Any:
+        return clipping_weights(rule, squared_norm, threshold) / unit
 
     def init(params: PyTree) -> optax.EmptyState:
         refuse_masked(params, "clip")
-        resolve_groups(groups, params)
+        spec.check(params)
         return optax.EmptyState()
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[Any, Any]:
-        if isinstance(updates, PerExampleGrads):
-            count = len(resolve_groups(groups, updates.params))
-            tree = updates.clipped_sum(lambda sq: spec.weights(sq, count), groups)
-        else:
-            tree = _clip_stacked(updates, params, spec)
-        return ClippedSum(tree, spec.sensitivity), state
+        check_examples("clip", updates, params)
+        resolved = resolved_groups(updates, params, spec.group_spec)
+        thresholds = jnp.asarray(spec.thresholds(resolved.names))
+        tree = clip_and_sum(updates, resolved, weight_fn, thresholds)
+        gammas = spec.gammas(thresholds, resolved.names)
+        scales = None if gammas is None else noise_scales(tree, resolved, thresholds / unit, gammas)
+        return ClippedSum(tree, spec.sensitivity, scales), state
 
     transformation = Clip(init, update)
     transformation.spec = spec
     return transformation
-
-
-def _clip_stacked(updates: PyTree, params: PyTree | None, spec: ClipSpec) -> PyTree:
-    """Clip a pytree whose leaves have a leading batch axis."""
-    if isinstance(updates, ClippedSum):
-        raise TypeError("clip was given a sum that is already clipped: use one clip in a chain.")
-    if params is None:
-        raise TypeError(
-            f"clip was given {describe(updates)} without params, so it cannot tell per-example gradients from "
-            "averaged ones: pass jaxdp.per_example_grad(loss)(params, batch), or call update(grads, state, params)."
-        )
-    refuse_masked(updates, "clip")
-    if jax.tree.structure(updates) != jax.tree.structure(params):
-        raise TypeError("clip was given gradients whose structure is not that of params.")
-    sizes = set()
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    for (path, leaf), param in zip(leaves, jax.tree.leaves(params), strict=True):
-        name = "grads" + jax.tree_util.keystr(path)
-        if leaf.shape == param.shape:
-            raise TypeError(
-                f"{name} has the parameter's own shape {leaf.shape}, so it is a sum or mean over examples: clipping "
-                "that bounds nobody's influence; pass jaxdp.per_example_grad(loss)(params, batch)."
-            )
-        if leaf.shape[1:] != param.shape:
-            raise TypeError(f"{name} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{name} has dtype {leaf.dtype}: only floating-point gradients have the norm that bounds.")
-        sizes.add(leaf.shape[0])
-    if len(sizes) != 1:
-        raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")
-    groups = resolve_groups(spec.groups, params)
-    norms = stacked_squared_norms(updates, groups)
-    weights = spec.weights(norms, len(groups))
-    return stacked_weighted_sum(updates, weights, groups)

@@ -1,21 +1,23 @@
-"""The usual chain in one call: clip, noise, divide by the expected batch size."""
+"""The usual chains in one call: clip, noise, divide by the expected batch size."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxdp.transforms._clipping import Clip, Rule, clip
+from jaxdp.transforms._adaptive import AdaptiveClip, adaptive_clip
+from jaxdp.transforms._clipping import Clip, clip
 from jaxdp.transforms._noise import add_gaussian_noise
+from jaxdp.transforms._spec import NoiseShape, Rule, check_expected_batch_size
+
+PyTree = Any
 
 
 class DPSGD(optax.GradientTransformation):
-    """The transformation that `dpsgd` returns: it carries what accounting reads."""
+    """The transformation that `dpsgd` and `adaptive_dpsgd` return: it carries what accounting reads."""
 
-    clip: Clip
+    clip: Clip | AdaptiveClip
     noise_multiplier: float
     expected_batch_size: float
 
@@ -26,18 +28,19 @@ class DPSGD(optax.GradientTransformation):
 
 def dpsgd(
     *,
-    max_norm: float | int,
+    max_norm: Any,
     noise_multiplier: float | int,
     expected_batch_size: float | int,
     key: PRNGKeyArray,
-    groups: str | Callable[[str], Any] = "all",
+    groups: Any = "all",
     rule: Rule = "flat",
     normalize: bool = False,
+    noise_shape: NoiseShape = "isotropic",
 ) -> DPSGD:
     r"""Privatised mean gradient $\frac1b\big(\sum_i w_i g_i + \mathcal N(0, (\sigma S)^2 I)\big)$.
 
     Args:
-      max_norm: the clipping norm R.
+      max_norm: the clipping norm R, or thresholds by group, as in `clip`.
       noise_multiplier: $\sigma$, the noise's std as a multiple of the sensitivity S.
       expected_batch_size: b, the public expected number of examples in a Poisson batch (never the drawn number,
         which is private).
@@ -45,6 +48,7 @@ def dpsgd(
       groups: clipping groups, as in `clip`.
       rule: clipping function, as in `clip`.
       normalize: as in `clip`.
+      noise_shape: how the noise is shared out over the groups, as in `clip`.
 
     Returns:
       An `optax.GradientTransformation` from `PerExampleGrads` to a plain pytree; chain any optimiser after it. Its
@@ -67,13 +71,102 @@ def dpsgd(
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
-    if isinstance(expected_batch_size, bool) or not isinstance(expected_batch_size, int | float):
-        raise TypeError(f"expected_batch_size is {expected_batch_size!r}: give a public Python number.")
-    if not (math.isfinite(expected_batch_size) and expected_batch_size > 0):
-        raise ValueError(f"expected_batch_size is {expected_batch_size}: it must be positive and finite.")
-    clipping = clip(max_norm, groups=groups, rule=rule, normalize=normalize)
-    chain = optax.chain(clipping, add_gaussian_noise(noise_multiplier, key), optax.scale(1.0 / expected_batch_size))
-    transformation = DPSGD(chain.init, chain.update)
+    check_expected_batch_size(expected_batch_size)
+    clipping = clip(max_norm, groups=groups, rule=rule, normalize=normalize, noise_shape=noise_shape)
+    return _private_mean(clipping, noise_multiplier, expected_batch_size, key)
+
+
+def adaptive_dpsgd(
+    *,
+    initial_norm: Any,
+    noise_multiplier: float | int,
+    expected_batch_size: float | int,
+    key: PRNGKeyArray,
+    target_quantile: float | int = 0.5,
+    learning_rate: float | int = 0.2,
+    indicator_noise_stddev: float | int | None = None,
+    floor: float | int = 1e-6,
+    groups: Any = "all",
+    rule: Rule = "flat",
+    normalize: bool = False,
+    noise_shape: NoiseShape = "isotropic",
+) -> DPSGD:
+    r"""`dpsgd` whose clipping thresholds follow a quantile of the gradients' norms.
+
+    One noise multiplier covers both releases of a step: $1/\sigma^2 = 1/\sigma_g^2 + M/(4\sigma_b^2)$, with
+    $\sigma_g$ on the sum and $\sigma_b$ on the indicators of M groups. See `adaptive_clip`.
+
+    Args:
+      initial_norm: the clipping norm R of the first step, or thresholds by group, as in `clip`.
+      noise_multiplier: $\sigma$, that of a step as a whole, as calibration returns it.
+      expected_batch_size: b, the public expected number of examples in a Poisson batch.
+      key: a typed PRNG key; the sum's and the indicators' noise are different streams of it.
+      target_quantile: the share of examples whose norm shall be below the threshold.
+      learning_rate: of the thresholds' logarithms.
+      indicator_noise_stddev: $\sigma_b$, above $\sigma\sqrt M/2$; `None` for $b\sqrt M/20$.
+      floor: no threshold falls below it.
+      groups: clipping groups, as in `adaptive_clip`.
+      rule: clipping function, as in `clip`.
+      normalize: as in `clip`.
+      noise_shape: as in `clip`.
+
+    Returns:
+      An `optax.GradientTransformation` from `PerExampleGrads` to a plain pytree; its `.dp_event()` is the event of one
+      update, both releases included, and its `.clip` what calibration takes.
+
+    Raises:
+      ValueError: an impossible argument, named; at init, a $\sigma_b$ that leaves nothing for the sum.
+      TypeError: an argument of another kind, named; at update, what `adaptive_clip` refuses.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdp
+      >>> tx = jaxdp.transforms.adaptive_dpsgd(
+      ...     initial_norm=1.0, noise_multiplier=0.8, expected_batch_size=64.0, key=jax.random.key(0)
+      ... )
+      >>> tx.dp_event()
+      GaussianDpEvent(noise_multiplier=0.8)
+      >>> tx.init(jnp.ones(2))[0].thresholds
+      Array([1.], dtype=float32)
+
+    References:
+      Andrew et al., Differentially Private Learning with Adaptive Clipping, arXiv 1905.03871.
+    """
+    clipping = adaptive_clip(
+        initial_norm,
+        expected_batch_size=expected_batch_size,
+        key=key,
+        target_quantile=target_quantile,
+        learning_rate=learning_rate,
+        indicator_noise_stddev=indicator_noise_stddev,
+        floor=floor,
+        groups=groups,
+        rule=rule,
+        normalize=normalize,
+        noise_shape=noise_shape,
+    )
+    private = _private_mean(clipping, noise_multiplier, expected_batch_size, key)
+
+    def init(params: PyTree) -> Any:
+        clipping.check_noise_multiplier(noise_multiplier, params)
+        return private.init(params)
+
+    return _carrying(DPSGD(init, private.update), clipping, noise_multiplier, expected_batch_size)
+
+
+def _private_mean(
+    clipping: Clip | AdaptiveClip, noise_multiplier: float | int, expected_batch_size: float | int, key: PRNGKeyArray
+) -> DPSGD:
+    noise = add_gaussian_noise(noise_multiplier, key)
+    chain = optax.chain(clipping, noise, optax.scale(1.0 / expected_batch_size))
+    return _carrying(DPSGD(chain.init, chain.update), clipping, noise_multiplier, expected_batch_size)
+
+
+def _carrying(
+    transformation: DPSGD,
+    clipping: Clip | AdaptiveClip,
+    noise_multiplier: float | int,
+    expected_batch_size: float | int,
+) -> DPSGD:
     transformation.clip = clipping
     transformation.noise_multiplier = noise_multiplier
     transformation.expected_batch_size = expected_batch_size

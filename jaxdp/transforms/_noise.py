@@ -1,13 +1,16 @@
 """Gaussian noise whose scale comes from the sum it is added to."""
 
+import functools
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
 
@@ -15,6 +18,9 @@ PyTree = Any
 
 # Folded into the caller's key, so that the same key given to a sampler yields other bits.
 _NOISE_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")
+
+# Entries that leaves of one shape may always be drawn together (16 MB of float32).
+_SMALLEST_DRAW = 1 << 22
 
 
 class GaussianNoiseState(NamedTuple):
@@ -26,6 +32,10 @@ class GaussianNoiseState(NamedTuple):
 
 def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> optax.GradientTransformation:
     r"""Add $\mathcal N(0, (\sigma S)^2 I)$ to a clipped sum, S being the sensitivity the sum carries.
+
+    With shaped noise (see `clip`), the std on group m is $\sigma S \gamma_m$. Where more than the sum is released about
+    the same examples (see `adaptive_clip`), $\sigma$ is the noise multiplier of all of it, and the sum's own is the
+    larger one that leaves it so. In every case the release is a Gaussian one of noise multiplier $\sigma$.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
     parameter from a key of its own. The noise is drawn in float32 or better.
@@ -40,7 +50,8 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
 
     Raises:
       TypeError: the key is no typed key; at update, the input is not a `ClippedSum`.
-      ValueError: the noise multiplier is negative or not finite.
+      ValueError: the noise multiplier is negative or not finite; at update, what else is released about the same
+        examples leaves nothing for the sum.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxdp
@@ -56,8 +67,7 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
         raise TypeError(f"noise_multiplier is {noise_multiplier!r}: give a Python number, as calibration returns.")
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
+    check_key(key)
 
     def init(params: PyTree) -> GaussianNoiseState:
         refuse_masked(params, "add_gaussian_noise")
@@ -71,17 +81,48 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
                 f"add_gaussian_noise was given {describe(updates)}, whose sensitivity is unknown: "
                 "put jaxdp.transforms.clip directly before it in the chain."
             )
-        stddev = noise_multiplier * updates.sensitivity
+        own_multiplier = updates.noise_multiplier(noise_multiplier)
         release_key = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE_TAG), state.count)
         leaves, treedef = jax.tree.flatten(updates.tree)
-        keys = jax.random.split(release_key, len(leaves))
-        noisy = [_noisy(leaf, stddev, k) for leaf, k in zip(leaves, keys, strict=True)]
+        # Half-precision noise has few distinct values and no tails.
+        wide = [leaf.astype(leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32) for leaf in leaves]
+        scales = [updates.sensitivity] * len(leaves)
+        if updates.noise_scales is not None:
+            scales = treedef.flatten_up_to(updates.noise_scales)
+        noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)))
+        noisy = [
+            leaf + jnp.asarray(own_multiplier * scale, leaf.dtype) * draw
+            for leaf, scale, draw in zip(wide, scales, noise, strict=True)
+        ]
         return treedef.unflatten(noisy), GaussianNoiseState(state.key, state.count + 1)
 
     return optax.GradientTransformation(init, update)
 
 
-def _noisy(leaf: Array, stddev: float, key: PRNGKeyArray) -> Array:
-    # Half-precision noise has few distinct values and no tails.
-    dtype = leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32
-    return leaf.astype(dtype) + jnp.asarray(stddev, dtype) * jax.random.normal(key, leaf.shape, dtype)
+def check_key(key: Any) -> None:
+    """Refuse a seed or an old-style key."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
+
+
+def _standard_normals(leaves: Sequence[Array], keys: Key[Array, " leaves"]) -> list[Array]:
+    """One standard normal array like each leaf, from that leaf's key; leaves of one shape are compiled once.
+
+    What is drawn together is held together, so it is never more than the largest leaf (or 16 MB): no more memory than
+    that leaf's own draw takes.
+    """
+    together: dict[tuple, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        together.setdefault((leaf.shape, leaf.dtype), []).append(i)
+    most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
+    draws: list[Any] = [None] * len(leaves)
+    for (shape, dtype), members in together.items():
+        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
+        count = max(1, most // max(1, math.prod(shape)))
+        for start in range(0, len(members), count):
+            chunk = members[start : start + count]
+            # A loop, because XLA would fuse (and compile) a batched generator into every leaf's addition.
+            rows = jax.lax.map(draw, keys[np.asarray(chunk)]) if len(chunk) > 1 else draw(keys[chunk[0]])[None]
+            for row, i in enumerate(chunk):
+                draws[i] = jax.lax.index_in_dim(rows, row, keepdims=False)
+    return draws

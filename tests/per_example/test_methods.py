@@ -1,8 +1,11 @@
 """One battery over the one table: every method agrees with `vmap(grad)` on every model."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxdp
@@ -11,14 +14,12 @@ from tests.per_example.model_zoo import BATCH, ZOO, Case
 TOLERANCE = 1e-5
 
 
-def clip_to(bound: jax.Array):
-    """Weights min(1, bound / norm), zero for a norm that is not finite."""
+METHODS = ("ghost", "bookkeeping", "fused", "materialize")
 
-    def weights(squared: jax.Array) -> jax.Array:
-        norm = jnp.sqrt(squared)
-        return jnp.where(jnp.isfinite(norm), jnp.minimum(1.0, bound / jnp.where(norm > 0, norm, 1.0)), 0.0)
 
-    return lambda sq: {k: weights(v) for k, v in sq.items()} if isinstance(sq, dict) else weights(sq)
+def clip_to(bound: float | jax.Array):
+    """Weights min(1, bound / norm)."""
+    return lambda squared: jnp.minimum(1.0, bound / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)))
 
 
 def relative_error(tree: chex.ArrayTree, reference: chex.ArrayTree) -> float:
@@ -28,41 +29,84 @@ def relative_error(tree: chex.ArrayTree, reference: chex.ArrayTree) -> float:
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(size))))
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", list(ZOO))
-def test_ghost_equals_materialize(name: str) -> None:
+@functools.cache
+def reference(name: str) -> tuple[Case, list[np.ndarray]]:
+    """A model, and its examples' gradients by `vmap(grad)`."""
     case: Case = ZOO[name]()
-    mask = jnp.arange(BATCH) != 2
-    results = {}
-    for method in ("materialize", "ghost"):
-        grad = jaxdp.per_example_grad(case.loss, method=method)
+    grads = jax.jit(jax.vmap(jax.grad(case.loss), in_axes=(None, 0)))(case.params, case.batch)
+    return case, [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
 
-        @jax.jit
-        def run(params, batch, grad=grad):
-            by_parameter = grad(params, batch).squared_norms("param")
-            norms = sum(by_parameter.values())
-            bound = jnp.sqrt(jnp.median(norms))
-            pieces = grad(params, batch, mask=mask, microbatch_size=2)
-            return {
-                "norms": norms,
-                "norms by parameter": by_parameter,
-                "clipped": grad(params, batch).clipped_sum(clip_to(bound)),
-                "clipped by parameter, masked, in microbatches": pieces.clipped_sum(clip_to(0.3 * bound), "param"),
-            }
 
-        results[method] = run(case.params, case.batch)
-    norms = results["materialize"]["norms"]
-    assert float(jnp.max(jnp.abs(results["ghost"]["norms"] / norms - 1))) < TOLERANCE
-    for what, reference in results["materialize"].items():
-        assert relative_error(results["ghost"][what], reference) < TOLERANCE, what
+def clipped_by_hand(grads: list[np.ndarray], groups, bound: float, mask: np.ndarray):
+    """Squared norms `[batch, groups]` and the clipped sum, by the definition."""
+    entries = [g.reshape(BATCH, len(mine), -1) for g, mine in zip(grads, groups.of_leaf, strict=True)]
+    norms = np.zeros((BATCH, len(groups)))
+    for g, mine in zip(entries, groups.of_leaf, strict=True):
+        for e, group in enumerate(mine):
+            norms[:, group] += np.square(g[:, e]).sum(axis=1)
+    weights = np.minimum(1.0, bound / np.sqrt(np.where(norms > 0, norms, 1.0))) * mask[:, None]
+    sums = [np.einsum("bei,be->ei", g, weights[:, list(m)]) for g, m in zip(entries, groups.of_leaf, strict=True)]
+    return norms * mask[:, None], [s.reshape(g.shape[1:]) for s, g in zip(sums, grads, strict=True)]
+
+
+@pytest.mark.parametrize("method", ["ghost", "bookkeeping", pytest.param("fused", marks=pytest.mark.quick)])
+@pytest.mark.parametrize("name", list(ZOO))
+def test_every_method_and_grouping_equals_materialize(name: str, method: str) -> None:
+    case, grads = reference(name)
+    masked = jnp.arange(BATCH) != 2
+    per_example = jaxdp.per_example_grad(case.loss, method=method)
+    total = sum(np.square(g).reshape(BATCH, -1).sum(axis=1) for g in grads)
+    bound = float(np.sqrt(np.median(total)))
+    plans = {"all": (bound, {}), "layer": (bound / 3, {"mask": masked}), "param": (bound / 3, {"microbatch_size": 2})}
+    plans["param"][1]["mask"] = masked
+
+    @jax.jit
+    def run(params, batch):
+        return {
+            spec: per_example(params, batch, **options).clipped_sum_and_norms(clip_to(limit), spec)
+            for spec, (limit, options) in plans.items()
+        }
+
+    for spec, (found, norms) in run(case.params, case.batch).items():
+        limit, options = plans[spec]
+        groups = per_example(case.params, case.batch).groups(spec)
+        mask = np.asarray(options.get("mask", np.ones(BATCH, bool)))
+        expected_norms, expected = clipped_by_hand(grads, groups, limit, mask)
+        scale = expected_norms.max(axis=0, keepdims=True)
+        assert np.max(np.abs(norms - expected_norms) / scale) < TOLERANCE, spec
+        assert relative_error(jax.tree.leaves(found), expected) < TOLERANCE, spec
+
+
+@pytest.mark.parametrize("method", ["ghost", "materialize"])
+@pytest.mark.parametrize("name", ["scanned_checkpointed_transformer", "tied_embedding_and_head", "recurrent", "lora"])
+def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
+    case, grads = reference(name)
+    weights = jnp.linspace(-1.0, 1.0, BATCH)
+    per_example = jaxdp.per_example_grad(case.loss, method=method)
+
+    @jax.jit
+    def run(params, batch):
+        lazy = per_example(params, batch)
+        return lazy.squared_norms(), lazy.squared_norms("layer"), lazy.weighted_sum(weights)
+
+    norms, by_layer, total = run(case.params, case.batch)
+    by_hand, _ = clipped_by_hand(grads, per_example(case.params, case.batch).groups("layer"), 1.0, np.ones(BATCH))
+    assert np.allclose(jnp.stack(list(by_layer.values()), axis=1), by_hand, rtol=1e-5, atol=1e-6 * by_hand.max())
+    assert np.allclose(norms, by_hand.sum(axis=1), rtol=1e-5)
+    assert relative_error(jax.tree.leaves(total), [np.einsum("b,b...->...", weights, g) for g in grads]) < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    "name", ["scanned_checkpointed_transformer", "nnx_conv_net", "tied_embedding_and_head", "recurrent"]
+    ("name", "groups"),
+    [
+        ("scanned_checkpointed_transformer", "layer"),
+        ("nnx_conv_net", "param"),
+        ("tied_embedding_and_head", "all"),
+        ("recurrent", "all"),
+    ],
 )
-@pytest.mark.parametrize("method", ["ghost", "materialize"])
-@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf])
-def test_a_non_finite_example_contributes_exactly_zero(name: str, method: str, poison: float) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_non_finite_example_contributes_exactly_zero(name: str, groups: str, method: str) -> None:
     case = ZOO[name]()
     scaled = lambda p, example: case.loss(p, example[0]) * example[1]
     good = jnp.arange(BATCH) != 1
@@ -71,13 +115,15 @@ def test_a_non_finite_example_contributes_exactly_zero(name: str, method: str, p
     @jax.jit
     def run(factors, mask):
         grads = grad(case.params, (case.batch, factors), mask=mask)
-        return grads.clipped_sum(clip_to(jnp.float32(0.5))), grads.squared_norms()
+        return grads.clipped_sum_and_norms(clip_to(jnp.float32(0.5)), groups)
 
-    poisoned, norms = run(jnp.where(good, 1.0, poison), jnp.ones(BATCH, bool))
     without, _ = run(jnp.ones(BATCH), good)
-    assert not bool(jnp.isfinite(norms[1]))
-    assert jax.tree.all(jax.tree.map(lambda x: bool(jnp.all(jnp.isfinite(x))), poisoned))
-    chex.assert_trees_all_close(poisoned, without, rtol=1e-6, atol=1e-7)
+    for poison in (jnp.nan, jnp.inf):
+        poisoned, norms = run(jnp.where(good, 1.0, poison), jnp.ones(BATCH, bool))
+        assert bool(jnp.all(jnp.isinf(norms[1])))
+        chex.assert_trees_all_close(poisoned, without, rtol=1e-6, atol=1e-7)
+    nothing, _ = run(jnp.full(BATCH, jnp.nan), jnp.ones(BATCH, bool))
+    assert all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(nothing))
 
 
 def test_a_non_finite_input_contributes_exactly_zero() -> None:
@@ -122,13 +168,18 @@ def test_half_precision_norms_are_float32(method: str) -> None:
 def test_half_precision_model_agrees_with_its_float32_gradients(dtype) -> None:
     case = ZOO["transformer"]()
     half = jax.tree.map(lambda w: w.astype(dtype), case.params)
-    grads = jaxdp.per_example_grad(case.loss, method="ghost")(half, case.batch)
-    reference = jaxdp.per_example_grad(case.loss, method="materialize")(half, case.batch)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(method, params, batch):
+        grads = jaxdp.per_example_grad(case.loss, method=method)(params, batch)
+        return grads.squared_norms(), grads.weighted_sum(jnp.ones(BATCH))
+
+    norms, total = run("ghost", half, case.batch)
+    expected, reference_total = run("materialize", half, case.batch)
     # The reference rounds every gradient to the leaf's dtype before it is squared.
-    chex.assert_trees_all_close(grads.squared_norms(), reference.squared_norms(), rtol=2e-2)
-    total = grads.weighted_sum(jnp.ones(BATCH))
+    chex.assert_trees_all_close(norms, expected, rtol=2e-2)
     assert {x.dtype for x in jax.tree.leaves(total)} == {jnp.dtype(jnp.float32)}
-    assert relative_error(total, reference.weighted_sum(jnp.ones(BATCH))) < 2e-2
+    assert relative_error(total, reference_total) < 2e-2
 
 
 def test_cancelling_gram_norms_are_never_underestimated() -> None:
@@ -145,12 +196,16 @@ def test_cancelling_gram_norms_are_never_underestimated() -> None:
 def test_large_contractions_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """With little room, norms are found over chunks of examples and tiles of columns, to the same value."""
     case = ZOO["scanned_checkpointed_transformer"]()
-    grads = jaxdp.per_example_grad(case.loss, method="ghost")(case.params, case.batch)
-    expected = grads.squared_norms()
+
+    def norms() -> jax.Array:
+        run = lambda p, x: jaxdp.per_example_grad(case.loss, method="ghost")(p, x).squared_norms()
+        return jax.jit(run)(case.params, case.batch)
+
+    expected = norms()
     for room in (300, 50):
         monkeypatch.setattr("jaxdp.norms._exact._ALIVE_ELEMENTS", room)
         monkeypatch.setattr("jaxdp.per_example._batching._VECTORISED_ELEMENTS", room)
-        chex.assert_trees_all_close(grads.squared_norms(), expected, rtol=1e-5)
+        chex.assert_trees_all_close(norms(), expected, rtol=1e-5)
 
 
 def test_weighted_sums_and_norms_of_masked_microbatches() -> None:
@@ -207,7 +262,8 @@ def test_the_loop_stops_after_the_last_real_example() -> None:
         grads(jnp.float32(1), jnp.arange(8.0), mask=jnp.arange(8) < 3, microbatch_size=2).weighted_sum(jnp.ones(8))
     )
     jax.effects_barrier()
-    assert set(seen) == {0, 1, 2, 3}
+    # The masked example of the second microbatch is replaced by the real one.
+    assert sorted(seen) == [0, 1, 2, 2]
 
 
 def test_a_batch_of_one_and_a_vmap_around_everything() -> None:

@@ -2,7 +2,9 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +15,12 @@ from hypothesis import strategies as st
 
 import jaxdp
 from jaxdp import transforms
-from tests.transforms.small import DIM, GROUPS, PARAMS, batch_of, flat64, loss, stacked_grads
+from tests.transforms.small import DIM, PARAMS, batch_of, flat64, loss, stacked_grads
+from tests.transforms.styles import MAX_NORM, STYLES
 
-BATCH, MAX_NORM, SLACK = 3, 0.7, 1e-5
+BATCH, SLACK = 3, 1e-5
 RULES = list(itertools.product(("flat", "auto_s", "auto_v"), (False, True)))
+SHAPES = ("isotropic", "equal_budget", "numbers")
 
 # Features reach from where float32 loses the squares to where it overflows.
 FEATURES = st.one_of(
@@ -29,10 +33,16 @@ FACTORS = st.one_of(
 )
 
 
+def chain(style: str, rule: str, normalize: bool, noise_shape: Any = "isotropic") -> transforms.Clip:
+    chosen = STYLES[style]
+    shape = chosen.noise_shape if noise_shape == "numbers" else noise_shape
+    return transforms.clip(chosen.max_norm, groups=chosen.groups, rule=rule, normalize=normalize, noise_shape=shape)
+
+
 @functools.cache
-def clipped_sums(groups: str, source: str) -> Callable:
+def clipped_sums(style: str, source: str) -> Callable:
     """One compilation per way in: the sums under every rule, with and without the last example."""
-    chains = [transforms.clip(MAX_NORM, groups=GROUPS[groups], rule=rule, normalize=norm) for rule, norm in RULES]
+    chains = [chain(style, *rule) for rule in RULES]
 
     def sums(batch: dict, mask: jax.Array) -> list:
         if source == "stacked":
@@ -46,15 +56,38 @@ def clipped_sums(groups: str, source: str) -> Callable:
     return jax.jit(sums)
 
 
-@pytest.mark.parametrize("source", ["ghost", "materialize", "stacked"])
-@pytest.mark.parametrize("groups", list(GROUPS))
-def test_one_example_moves_the_sum_by_at_most_the_sensitivity(groups, source):
-    run = clipped_sums(groups, source)
+@functools.cache
+def bounds_of(style: str) -> tuple[list, list]:
+    """Under every rule, the stated sensitivity and the scales of every noise shape, one number for each entry."""
+    nothing = jax.tree.map(lambda p: jnp.zeros((1, *p.shape)), PARAMS)
+    sensitivities, scales = [], []
+    for rule in RULES:
+        released = [chain(style, *rule, shape).update(nothing, None, PARAMS)[0] for shape in SHAPES]
+        assert len({total.sensitivity for total in released}) == 1 and released[0].noise_scales is None
+        sensitivities.append(released[0].sensitivity)
+        spread = lambda scale, p: np.broadcast_to(scale, p.shape)
+        scales.append([flat64(jax.tree.map(spread, total.noise_scales, PARAMS)) for total in released[1:]])
+    return sensitivities, scales
+
+
+# The sum is a function of the group style and the rule alone, so that not every style needs every way to it.
+WAYS = [(style, "stacked") for style in STYLES] + list(
+    itertools.product(("all", "layer", "param", "prefix"), ("ghost", "bookkeeping", "fused", "materialize"))
+)
+WAYS += [("labels", "fused"), ("heads", "ghost"), ("thresholds", "bookkeeping"), ("blocks", "auto")]
+
+
+@pytest.mark.parametrize("style, source", WAYS)
+def test_one_example_moves_the_sum_by_at_most_the_sensitivity(style, source):
+    """In L2 norm by the sensitivity, and divided by the scales of shaped noise by one."""
+    run = clipped_sums(style, source)
+    sensitivities, scales = bounds_of(style)
     others = np.random.default_rng(0).normal(size=(BATCH - 1, DIM))
 
     @settings(max_examples=25, deadline=None, derandomize=True, database=None)
     @given(x=st.tuples(*[FEATURES] * DIM), factor=FACTORS, position=st.integers(0, BATCH - 1))
     @example(x=(1.0, 1.0, 1.0), factor=1e30, position=0)
+    @example(x=(1.0, 1.0, 1.0), factor=1e4, position=0)
     @example(x=(1.0, 1.0, 1.0), factor=float("nan"), position=1)
     @example(x=(float("inf"), 1.0, 1.0), factor=1.0, position=2)
     @example(x=(1e-20, 1e-20, 1e-20), factor=1e19, position=0)
@@ -66,14 +99,42 @@ def test_one_example_moves_the_sum_by_at_most_the_sensitivity(groups, source):
         batch = batch_of(rows, factors)
         before = run(batch, np.arange(BATCH) != position)
         after = run(batch, everyone)
-        for (rule, normalize), with_it, without_it in zip(RULES, after, before, strict=True):
-            moved = np.linalg.norm(flat64(with_it) - flat64(without_it))
-            sensitivity = transforms.clip(MAX_NORM, rule=rule, normalize=normalize).sensitivity
+        for rule, with_it, without_it, sensitivity, shapes in zip(
+            RULES, after, before, sensitivities, scales, strict=True
+        ):
+            change = flat64(with_it) - flat64(without_it)
             assert np.all(np.isfinite(flat64(with_it)))
-            assert moved <= sensitivity * (1 + SLACK), (rule, normalize, moved)
+            assert np.linalg.norm(change) <= sensitivity * (1 + SLACK), (rule, np.linalg.norm(change))
+            for shape in shapes:
+                assert np.linalg.norm(change / shape) <= 1 + SLACK, (rule, shape)
 
     check()
     assert run._cache_size() == 1
+
+
+@pytest.mark.parametrize("style", list(STYLES))
+def test_the_sensitivity_is_the_root_of_the_sum_of_squared_thresholds(style):
+    """And reached in every noise shape, by a gradient that is huge everywhere: less noise would be too little."""
+    chosen = STYLES[style]
+    huge = jax.tree.map(lambda p: jnp.full((1, *p.shape), 1e4), PARAMS)
+    owners = np.repeat(chosen.group_of_leaf, [leaf.size for leaf in jax.tree.leaves(PARAMS)])
+    for normalize, shape in itertools.product((False, True), SHAPES):
+        tx = chain(style, "flat", normalize, shape)
+        total, _ = tx.update(huge, tx.init(PARAMS), PARAMS)
+        unit = math.hypot(*chosen.bounds) if normalize else 1.0
+        assert total.sensitivity == tx.sensitivity == pytest.approx(math.hypot(*chosen.bounds) / unit)
+        change = flat64(total.tree)
+        for group, bound in enumerate(chosen.bounds):
+            assert np.linalg.norm(change[owners == group]) == pytest.approx(bound / unit, rel=1e-5)
+        gammas = {"isotropic": [1.0] * len(chosen.bounds), "equal_budget": chosen.bounds, "numbers": chosen.gammas}
+        share = math.hypot(*(bound / gamma for bound, gamma in zip(chosen.bounds, gammas[shape], strict=True))) / unit
+        expected = share * np.array(gammas[shape])[owners]
+        if shape == "isotropic":
+            np.testing.assert_allclose(expected, total.sensitivity, rtol=1e-6)
+        else:
+            spread = jax.tree.map(lambda scale, p: np.broadcast_to(scale, p.shape), total.noise_scales, PARAMS)
+            np.testing.assert_allclose(flat64(spread), expected, rtol=1e-5)
+        assert np.linalg.norm(change / expected) == pytest.approx(1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize("rule", ["flat", "auto_s", "auto_v"])

@@ -1,0 +1,1 @@
+"""Side-by-side measurements of what private training costs; each is a command."""

@@ -1,0 +1,162 @@
+"""What is compared: ways to get from a batch to the gradient that the optimiser sees."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxdp
+from benchmarks.workloads import Workload
+
+PyTree = Any
+
+# Every pair of a method and a group style that is measured unless others are named.
+DEFAULT_PAIRS = (
+    ("materialize", "all"),
+    ("ghost", "all"),
+    ("bookkeeping", "all"),
+    ("fused", "layer"),
+    ("fused", "param"),
+    ("auto", "all"),
+    ("auto", "layer"),
+)
+LEARNING_RATE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """The same for every private variant; none of it changes the cost of a step.
+
+    Attributes:
+      max_norm: the clipping norm.
+      noise_multiplier: the noise's std as a multiple of the clipping norm.
+    """
+
+    max_norm: float = 1.0
+    noise_multiplier: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to compute the gradient of a step.
+
+    Attributes:
+      key: unique among the variants of a workload.
+      label: what tables call it.
+      family: `"baseline"`, `"noised"`, `"jaxdp"`, `"jax_privacy"` or `"optax"`.
+      init: from parameters to the state of the privatising chain.
+      gradient: `(params, state, batch) -> (gradient, state)`.
+      loop_length: how often its loop of a length known at run time only is run here, to count FLOPs.
+      details: more for the JSON file (method, groups, microbatch size).
+    """
+
+    key: str
+    label: str
+    family: str
+    init: Callable[[PyTree], PyTree]
+    gradient: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+    loop_length: int = 1
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+    """A row that cannot be had, and why."""
+
+    key: str
+    label: str
+    family: str
+    note: str
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def optimizer() -> optax.GradientTransformation:
+    """The optimiser of every variant: so slow that values stay as they are, whatever the variant."""
+    return optax.adam(LEARNING_RATE)
+
+
+def make_step(variant: Variant) -> Callable[..., tuple[PyTree, PyTree, PyTree]]:
+    """One training step `(params, opt_state, private_state, batch) -> (params, opt_state, private_state)`."""
+    adam = optimizer()
+
+    def step(params: PyTree, opt_state: PyTree, private_state: PyTree, batch: PyTree) -> tuple[PyTree, ...]:
+        gradient, private_state = variant.gradient(params, private_state, batch)
+        updates, opt_state = adam.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, private_state
+
+    return step
+
+
+def baselines(workload: Workload, privacy: Privacy) -> list[Variant]:
+    """The non-private step in two forms, each also with the noise of a private one but without clipping."""
+    size = workload.batch_size
+
+    def plain(params: PyTree, batch: PyTree) -> PyTree:
+        return jax.grad(lambda p: jnp.mean(jax.vmap(workload.loss, in_axes=(None, 0))(p, batch)))(params)
+
+    def tapped(params: PyTree, batch: PyTree) -> PyTree:
+        grads = jaxdp.per_example_grad(workload.loss, method="ghost")(params, batch)
+        return jax.tree.map(lambda g: g / size, grads.weighted_sum(jnp.ones(size)))
+
+    stddev = privacy.noise_multiplier * privacy.max_norm / size
+    noise = optax.add_noise(eta=stddev**2, gamma=0.0, key=jax.random.key(5))
+    rows = []
+    for key, label, gradient in (
+        ("plain", "non-private: jax.grad", plain),
+        ("tapped", "non-private: tapped, weights 1", tapped),
+    ):
+        rows.append(Variant(key, label, "baseline", lambda params: (), _stateless(gradient)))
+        rows.append(Variant(f"{key}+noise", f"{label}, noise", "noised", noise.init, _then(gradient, noise)))
+    return rows
+
+
+def ours(
+    workload: Workload, privacy: Privacy, pairs: Iterable[tuple[str, str]] = DEFAULT_PAIRS
+) -> list[Variant | Absent]:
+    """A variant for each pair of a method and a group style, or why there is none."""
+    return [_private(workload, privacy, method, groups) for method, groups in pairs]
+
+
+def _private(workload: Workload, privacy: Privacy, method: Any, groups: str) -> Variant | Absent:
+    key, label, details = f"{method}/{groups}", f"jaxdp {method}/{groups}", {"method": method, "groups": groups}
+    try:
+        per_example = jaxdp.per_example_grad(workload.loss, method=method)
+        chain = jaxdp.transforms.dpsgd(
+            max_norm=privacy.max_norm,
+            noise_multiplier=privacy.noise_multiplier,
+            expected_batch_size=workload.batch_size,
+            key=jax.random.key(5),
+            groups=groups,
+        )
+        jax.eval_shape(chain.init, jax.eval_shape(workload.make_params))
+    except ValueError as refusal:
+        return Absent(key, label, "jaxdp", str(refusal), details)
+    return Variant(key, label, "jaxdp", chain.init, _then(per_example, chain), details=details)
+
+
+def _stateless(gradient: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., tuple[PyTree, PyTree]]:
+    return lambda params, state, batch: (gradient(params, batch), state)
+
+
+def _then(
+    gradient: Callable[[PyTree, PyTree], Any], chain: optax.GradientTransformation
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    return lambda params, state, batch: chain.update(gradient(params, batch), state, params)
+
+
+def parse_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """`"method/groups"`, or `"method"` alone for its default group styles, as pairs."""
+    pairs: dict[tuple[str, str], None] = {}
+    for name in names:
+        method, _, groups = name.partition("/")
+        known = [pair for pair in DEFAULT_PAIRS if pair[0] == method]
+        if groups:
+            pairs[method, groups] = None
+        elif known:
+            pairs.update(dict.fromkeys(known))
+        else:
+            raise ValueError(f'methods has {name!r}: name a method and a group style, such as "ghost/all".')
+    return tuple(pairs)

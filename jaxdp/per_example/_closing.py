@@ -1,0 +1,136 @@
+"""Loop bodies that clip, in their own backward pass, the groups that are complete within one step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxdp.per_example._batching import force_batched
+from jaxdp.per_example._families import Family, finish
+from jaxdp.per_example._operand_views import OperandViews
+from jaxdp.per_example._rewrite import Rewriter
+from jaxdp.per_example._taps import Key, Report
+from jaxdp.per_example._uses import is_float
+from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
+from jaxdp.per_example._weighing import Weighing
+
+
+def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
+    """What wraps a loop body's step so that it clips these families; see `Rewriter.closings`."""
+    parts = [part for family in families for member in family.members for part in member.parts]
+    keys = frozenset(part.key for part in parts)
+    leaves = sorted({member.leaf for family in families for member in family.members})
+
+    def wrap(step: Callable, rewriter: Rewriter, constants: Sequence[Entry], cut: Sequence[Entry]) -> Callable:
+        views = OperandViews(modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys)
+        where = {leaf: i for i, x in enumerate(cut) if isinstance(x, Weight) for leaf in x.shadows if leaf in leaves}
+
+        def shadow_of(args: Any, leaf: int) -> Shadow:
+            return args[3][where[leaf]][1][leaf]
+
+        def with_totals(args: Any, totals: dict[int, Array]) -> Any:
+            slices = list(args[3])
+            for leaf, total in totals.items():
+                value, shadows = slices[where[leaf]]
+                slices[where[leaf]] = value, shadows | {leaf: shadows[leaf]._replace(total=total)}
+            return (*args[:3], slices)
+
+        def closed(*args: Any) -> Any:
+            merge, moving, still = _split(args, constants, cut)
+
+            def run(local: dict[Key, Report], moving: list[Array], still: list[Any]) -> tuple[Any, Any]:
+                reports, *rest = merge(moving, still)
+                state, ys, emitted = step(rewriter, reports | local, *rest)
+                integers = {key: emitted[key].kept for key in keys}
+                return (state, ys, {key: x for key, x in emitted.items() if key not in keys}), integers
+
+            @jax.custom_vjp
+            def scope(moving: list[Array], still: list[Any], consts: list[Array]) -> Any:
+                del consts
+                return forward(moving, still)[0]
+
+            def forward(moving: list[Array], still: list[Any]) -> Any:
+                anchor = shadow_of(merge(moving, still), leaves[0]).slot.reshape(-1)[0]
+                local = {part.key: jax.tree.map(lambda x: force_batched(x, anchor), part.zeros()) for part in parts}
+                return jax.vjp(lambda *xs: run(*xs, still), local, moving, has_aux=True)
+
+            def fwd(moving: list[Array], still: list[Any], consts: list[Array]) -> tuple[Any, Any]:
+                outs, pull, integers = forward(moving, still)
+                args = merge(moving, still)
+                totals = {leaf: shadow_of(args, leaf).total for leaf in leaves}
+
+                def view(totals: dict[int, Array]) -> dict[Key, Array]:
+                    _, *rest = with_totals(args, totals)
+                    return step(views, {}, *rest)[2]
+
+                _, pull_views = jax.vjp(view, totals)
+                probes = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
+                thresholds = {leaf: shadow_of(args, leaf).threshold for leaf in leaves}
+                return outs, (pull, pull_views, integers, probes, thresholds, consts)
+
+            def bwd(residuals: Any, cts: Any) -> tuple[list[Array], None, None]:
+                pull, pull_views, integers, probes, thresholds, consts = residuals
+                local, moving_cts = pull(cts)
+                reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
+                norms, totals = {}, {}
+                for family in families:
+                    first = family.members[0].leaf
+                    threshold = None if thresholds[first] is None else thresholds[first][None]
+                    mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
+                    norm, found = finish(family, weigh.with_consts(consts), threshold, jnp.zeros(1), mine, probes)
+                    norms[first] = norm[0]
+                    totals.update(found)
+                (leaf_totals,) = pull_views(totals)
+                for leaf, at in positions(leaves).items():
+                    moving_cts[at.total] = leaf_totals[leaf].astype(moving_cts[at.total].dtype)
+                    if leaf in norms:
+                        moving_cts[at.slot] = moving_cts[at.slot] + norms[leaf]
+                return moving_cts, None, None
+
+            def positions(leaves: Sequence[int]) -> dict[int, Shadow]:
+                numbered = merge([*range(len(moving))], [None] * len(still))
+                return {leaf: shadow_of(numbered, leaf) for leaf in leaves}
+
+            scope.defvjp(fwd, bwd)
+            return scope(moving, still, list(weigh.consts))
+
+        return closed
+
+    return wrap
+
+
+def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple[Callable, list[Array], list[Any]]:
+    """The step's arguments as two lists, those with and those without a gradient, and what merges them again."""
+    reports, held, state, slices = args
+
+    def moves(entry: Entry, arrays: Any) -> Any:
+        if isinstance(entry, Plain):
+            return is_float(arrays)
+        return False, {leaf: jax.tree.map(lambda _: True, s._replace(threshold=None)) for leaf, s in arrays[1].items()}
+
+    def no_thresholds(entry: Entry, flags: Any, arrays: Any) -> Any:
+        if isinstance(entry, Plain):
+            return flags
+        value, shadows = flags
+        return value, {
+            leaf: s._replace(threshold=None if arrays[1][leaf].threshold is None else False)
+            for leaf, s in shadows.items()
+        }
+
+    flags = (
+        jax.tree.map(lambda _: True, reports),
+        [no_thresholds(x, moves(x, a), a) for x, a in zip(constants, held, strict=True)],
+        [is_float(x) for x in state],
+        [no_thresholds(x, moves(x, a), a) for x, a in zip(cut, slices, strict=True)],
+    )
+    leaves, treedef = jax.tree.flatten(args)
+    moving = [x for x, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if flag]
+    still = [x for x, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if not flag]
+
+    def merge(moving: Sequence[Any], still: Sequence[Any]) -> Any:
+        first, second = iter(moving), iter(still)
+        return treedef.unflatten([next(first) if flag else next(second) for flag in jax.tree.leaves(flags)])
+
+    return merge, moving, still

@@ -1,0 +1,230 @@
+"""One microbatch: norms, sums and clipped sums from as few passes as a method needs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxdp.per_example._by_group import add_up, spread
+from jaxdp.per_example._closing import closing
+from jaxdp.per_example._families import finish, group_norms
+from jaxdp.per_example._groups import Groups, resolve_groups
+from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
+from jaxdp.per_example._operand_views import OperandViews
+from jaxdp.per_example._plan import Assignment, Traced, assign, own_key, weight_of, zero_total
+from jaxdp.per_example._rewrite import Rewriter
+from jaxdp.per_example._taps import Key, Mode, Report
+from jaxdp.per_example._values import Shadow
+from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A loss with its parameters, traced: what is asked of one microbatch after the other."""
+
+    loss: Callable
+    params: PyTree
+    traced: Traced
+    method: str
+
+    def squared_norms(self, batch: PyTree, groups: Groups) -> Float[Array, "batch groups"]:
+        """Squared norm of every example's gradient in every group."""
+        if self.method == "materialize":
+            return stacked_squared_norms(materialize(self.loss, self.params, batch).grads, groups)
+        found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)))
+        return found.norms(jnp.ones(found.size))
+
+    def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
+        """Sum of the examples' gradients with weights known beforehand: one backward pass, nothing kept."""
+        groups = resolve_groups("all", self.params)
+        if self.method == "materialize":
+            return stacked_weighted_sum(materialize(self.loss, self.params, batch).grads, weights[:, None], groups)
+        modes = dict.fromkeys(range(len(groups.of_leaf)), Mode.SUM)
+        found = self._pass(batch, groups, Assignment(modes, (), {}))
+        return self._tree(found.pull(jnp.ones(found.size), weights[:, None])[0])
+
+    def clipped_sum(
+        self,
+        batch: PyTree,
+        alive: Bool[Array, " batch"],
+        groups: Groups,
+        weight_fn: Callable,
+        thresholds: Float[Array, " groups"] | None,
+    ) -> tuple[Float[Array, "batch groups"], PyTree]:
+        """Squared norms and the clipped sum. Examples that are not alive have norm zero and are left out."""
+        weigh = weighing(weight_fn, thresholds is not None)
+        if self.method == "materialize":
+            grads = materialize(self.loss, self.params, batch).grads
+            norms = jnp.where(alive[:, None], stacked_squared_norms(grads, groups), 0)
+            weights = weigh(norms, None if thresholds is None else thresholds[None, :])
+            return norms, stacked_weighted_sum(grads, jnp.where(alive[:, None], weights, 0), groups)
+        assignment = assign(self.traced, groups, self.method, _size(batch))
+        found = self._pass(batch, groups, assignment, weigh, thresholds)
+        norms, totals = found.clipped(alive.astype(jnp.float32))
+        return norms, self._tree(totals)
+
+    def _pass(
+        self,
+        batch: PyTree,
+        groups: Groups,
+        assignment: Assignment,
+        weigh: Weighing = NO_WEIGHTS,
+        thresholds: Array | None = None,
+    ) -> "_Pass":
+        leaves = jax.tree.leaves(self.params)
+        return _Pass(self.traced, leaves, batch, groups, assignment, weigh, thresholds)
+
+    def _tree(self, leaves: Sequence[Array]) -> PyTree:
+        return jax.tree.unflatten(jax.tree.structure(self.params), leaves)
+
+
+def _size(batch: PyTree) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+class _Pass:
+    """A forward pass over one microbatch, and what its backward passes give."""
+
+    def __init__(
+        self,
+        traced: Traced,
+        leaves: Sequence[Array],
+        batch: PyTree,
+        groups: Groups,
+        assignment: Assignment,
+        weigh: Weighing,
+        thresholds: Array | None,
+    ) -> None:
+        self.traced, self.leaves, self.batch, self.groups = traced, leaves, batch, groups
+        self.assignment, self.weigh, self.thresholds = assignment, weigh, thresholds
+        self.size = _size(batch)
+        modes = assignment.modes
+        wrapped = {body: closing(families, weigh) for body, families in assignment.closings.items()}
+        stacks = dict(enumerate(groups.stacks))
+        # Whose slots hold norms: a family that is clipped in a loop's body uses its first leaf's.
+        self._norms_in = {leaf for leaf, mode in modes.items() if mode in (Mode.GHOST, Mode.CLIP)}
+        self._norms_in |= {f.members[0].leaf for families in assignment.closings.values() for f in families}
+
+        def by_leaf(leaf: int) -> Array | None:
+            return None if thresholds is None else spread(thresholds, groups.of_leaf[leaf]).reshape(groups.stacks[leaf])
+
+        limits = {leaf: by_leaf(leaf) for leaf in range(len(leaves))}
+
+        def run(x: PyTree, totals: list[Array], owns: Any, slots: Any, reports: Any) -> tuple[Array, Any]:
+            rewriter = Rewriter(modes, stacks, weigh, reports, wrapped, (), dict(traced.sites), traced.rules)
+            shadows = [Shadow(t, owns.get(i), slots[i], limits[i]) for i, t in enumerate(totals)]
+            weights = [weight_of(i, leaf, s) for i, (leaf, s) in enumerate(zip(leaves, shadows, strict=True))]
+            value, emitted = traced.evaluate(rewriter, weights, x)
+            return value, emitted
+
+        def batched(*args: Any) -> tuple[tuple[Array, Any], Any]:
+            values, emitted = jax.vmap(run, in_axes=(0, None, 0, 0, 0))(batch, *args)
+            gates = {key: x.gate for key, x in emitted.items()}
+            return (values, gates), {key: x.kept for key, x in emitted.items()}
+
+        every = lambda x: jnp.zeros((self.size, *x.shape), x.dtype)
+        self._totals = [zero_total(leaf) for leaf in leaves]
+        owns = {i: every(t) for i, t in enumerate(self._totals) if modes[i] is Mode.OWN}
+        slots = [jnp.zeros((self.size, *stack)) for stack in groups.stacks]
+        reports = {part.key: jax.tree.map(every, part.zeros()) for part in assignment.parts()}
+        (self.values, self._gates), self._pull, self._integers = jax.vjp(
+            batched, self._totals, owns, slots, reports, has_aux=True
+        )
+
+    def pull(self, ct: Float[Array, " batch"], weights: Array | None) -> tuple[list[Array], Array, dict[Key, Report]]:
+        """One backward pass: totals, the norms of groups found in slots, and the reports."""
+        gates = {key: self._gate(key, gate, weights) for key, gate in self._gates.items()}
+        totals, owns, slots, reports = self._pull((ct.astype(self.values.dtype), gates))
+        found = [
+            (self.groups.of_leaf[i], slot.reshape(self.size, -1)) for i, slot in enumerate(slots) if i in self._norms_in
+        ]
+        norms = add_up(len(self.groups), found) if found else jnp.zeros((self.size, len(self.groups)))
+        reports = {key: Report(r.kept | self._integers[key], r.cts) for key, r in reports.items()}
+        reports.update({own_key(leaf): Report({}, [own]) for leaf, own in owns.items()})
+        return totals, norms, reports
+
+    def _gate(self, key: Key, gate: Array, weights: Array | None) -> Array:
+        """This use's weight for every example, in each of the loops around it."""
+        site = self.traced.sites[key]
+        if weights is None or self.assignment.modes[site.leaf] not in (Mode.GHOST, Mode.SUM):
+            return jnp.zeros_like(gate)
+        stack = self.groups.stacks[site.leaf]
+        shape, left = [self.size], list(stack)
+        for loop in site.loops:
+            shape.append(left.pop(0) if loop.cuts and left else 1)
+        mine = spread(weights, self.groups.of_leaf[site.leaf])
+        return jnp.broadcast_to(mine.reshape(shape), gate.shape).astype(gate.dtype)
+
+    def norms(self, ct: Float[Array, " batch"]) -> Float[Array, "batch groups"]:
+        """Squared norms: one backward pass."""
+        _, norms, reports = self.pull(ct, None)
+        pieces = [(tuple(range(len(self.groups))), norms)]
+        for family, numbers in self.assignment.families:
+            mine = self._mine(family, reports)
+
+            def of_one(mine: dict[Key, Report], family: Any = family) -> Array:
+                canonical = {p.key: p.canonical(mine[p.key]) for m in family.members for p in m.parts}
+                return group_norms(family.num_groups, family.members, canonical)
+
+            if mine:
+                pieces.append((numbers, jax.vmap(of_one)(mine)))
+        return add_up(len(self.groups), pieces)
+
+    def _mine(self, family: Any, reports: dict[Key, Report]) -> dict[Key, Report]:
+        return {part.key: reports[part.key] for m in family.members for part in m.parts}
+
+    def clipped(self, ct: Float[Array, " batch"]) -> tuple[Float[Array, "batch groups"], list[Array]]:
+        """Squared norms and clipped sums: one backward pass, and a second one where a sum has to wait for norms."""
+        modes = self.assignment.modes
+        totals, norms, reports = self.pull(ct, None)
+        found: dict[Key, Array] = {}
+        pieces: list[tuple[tuple[int, ...], Array]] = []
+        for family, numbers in self.assignment.families:
+            if not family.members:
+                continue
+            limits = None if self.thresholds is None else spread(self.thresholds, numbers)
+            probes = {m.leaf: jnp.zeros(1) for m in family.members}
+            one = lambda others, mine, f=family, t=limits, p=probes: finish(f, self.weigh, t, others, mine, p)
+            own_norms, sums = jax.vmap(one, out_axes=(0, None))(spread(norms, numbers), self._mine(family, reports))
+            pieces.append((numbers, own_norms))
+            found.update(sums)
+        done = {group for groups, _ in pieces for group in groups}
+        pieces += [((g,), norms[:, g : g + 1]) for g in range(len(self.groups)) if g not in done]
+        norms = add_up(len(self.groups), pieces)
+        here = {m.leaf for family, _ in self.assignment.families for m in family.members}
+        at_uses = self._operand_totals(found)
+        totals = [at_uses[leaf] if leaf in here else total for leaf, total in enumerate(totals)]
+        if Mode.GHOST in modes.values():
+            limits = None if self.thresholds is None else self.thresholds[None, :]
+            weights = self.weigh(norms, limits)
+            second, _, _ = self.pull(ct, weights)
+            totals = [second[i] if modes[i] is Mode.GHOST else total for i, total in enumerate(totals)]
+        return norms, totals
+
+    def _operand_totals(self, found: dict[Key, Array]) -> list[Array]:
+        """Sums found at uses, as sums of the leaves."""
+        whole = {key[1].leaf: total for key, total in found.items() if key == own_key(key[1].leaf)}
+        at_uses = {key: total for key, total in found.items() if key != own_key(key[1].leaf)}
+        totals = self._totals
+        if at_uses:
+            primal, pull = jax.vjp(self._operand_views(frozenset(at_uses)), self._totals)
+            (totals,) = pull({key: at_uses[key].astype(x.dtype) for key, x in primal.items()})
+        return [whole[leaf].astype(t.dtype) if leaf in whole else t for leaf, t in enumerate(totals)]
+
+    def _operand_views(self, wanted: frozenset[Key]) -> Callable:
+        """What uses see of the totals, as a function of them."""
+        stacks = dict(enumerate(self.groups.stacks))
+        views = OperandViews(modes={}, stacks=stacks, sites=dict(self.traced.sites), wanted=wanted)
+        example = jax.tree.map(lambda x: x[0], self.batch)
+
+        def view(totals: list[Array]) -> dict[Key, Array]:
+            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf]), None) for leaf, t in enumerate(totals)]
+            weights = [weight_of(i, x, s) for i, (x, s) in enumerate(zip(self.leaves, shadows, strict=True))]
+            return self.traced.evaluate(views, weights, example)[1]
+
+        return view

@@ -1,0 +1,223 @@
+"""`explain`: what a clipped sum would do with every use of every parameter, and what it would cost."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxdp.norms import Cost
+from jaxdp.per_example import _check
+from jaxdp.per_example._api import Method, check_method
+from jaxdp.per_example._costs import (
+    Priced,
+    gradient_of_use,
+    joint_norm,
+    norm_of_use,
+    reuse_of_use,
+    runs,
+    second_pass_flops,
+    sum_of_use,
+    training_flops,
+)
+from jaxdp.per_example._explanation import Explanation, PlannedUse
+from jaxdp.per_example._families import Family, Member, adds_up, joint_rule, reused
+from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
+from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign, factor_bytes, trace
+from jaxdp.per_example._rewrite import Site
+from jaxdp.per_example._rules import check_rules, primitive_of
+from jaxdp.per_example._taps import Mode
+from jaxdp.per_example._uses import Elementwise
+from jaxdp.per_example._values import wide_dtype
+
+PyTree = Any
+
+OWN_GRADIENT = "own gradient (B x leaf)"
+
+
+def explain(
+    loss: Callable,
+    params: PyTree,
+    batch: PyTree,
+    *,
+    groups: GroupSpec = "all",
+    method: Method = "auto",
+    rules: Mapping[str, Any] | None = None,
+    has_aux: bool = False,
+) -> Explanation:
+    r"""How a clipped sum is found at every use of every parameter, and what that is predicted to cost.
+
+    Nothing is computed: the loss is traced and the same decisions are taken as in
+    `per_example_grad(loss, method=method, rules=rules)(params, batch).clipped_sum(..., groups)`. Printed, the result is
+    a table. For one use with factors $A_i \in R^{T \times C}$, $G_i \in R^{T \times P}$ and gradient $A_i^\top G_i$,
+    the norm by Gram matrices takes $2 T^2 (C + P + 1)$ operations, by the product $2 (T + 1) C P$, and the sum
+    $2 T C P$; the cheaper way is judged by operations and memory traffic at the rates of the default backend.
+
+    Args:
+      loss: the loss of one example, as for `per_example_grad`.
+      params: the parameters, or `jax.ShapeDtypeStruct`s of them.
+      batch: one batch, or `jax.ShapeDtypeStruct`s of one; where microbatches are used, one of their size.
+      groups: the clipping groups, as for `jaxdp.transforms.clip`.
+      method: as for `per_example_grad`.
+      rules: as for `per_example_grad`: from paths as they are printed here to `"gram"` or `"materialize"`.
+      has_aux: whether the loss returns a pair.
+
+    Returns:
+      An `Explanation`: one row for each use, totals, and a line of advice.
+
+    Raises:
+      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      ValueError: an argument that `per_example_grad` would refuse.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxdp
+      >>> params = {"b": jnp.zeros(3), "w": jnp.zeros((2, 3))}
+      >>> loss = lambda p, x: jnp.sum(jnp.tanh(x @ p["w"] + p["b"]))
+      >>> plan = jaxdp.explain(loss, params, jax.ShapeDtypeStruct((8, 2), jnp.float32))
+      >>> [(row.parameter, row.rule, row.clipped) for row in plan.rows]
+      [("params['b']", 'elementwise', 'end of pass'), ("params['w']", 'Gram', 'end of pass')]
+
+    References:
+      Bu et al., Differentially Private Optimization on Large Model at Small Cost, arXiv 2210.00038.
+    """
+    check_method(method)
+    check_rules(rules, method)
+    _check.check_params(params)
+    size = _check.check_batch(batch, None)
+    traced = trace(_check.call_loss(loss, has_aux), params, batch, rules)
+    resolved = resolve_groups(groups, params, traced.stacks)
+    leaves = jax.tree.leaves(params)
+    plan = None if method == "materialize" else assign(traced, resolved, method, size)
+    rows = _Rows(traced, resolved, plan, leaves, _check.leaf_names(params, "params"), size).all()
+    sites = traced.sites.values()
+    two_passes = plan is not None and Mode.GHOST in plan.modes.values()
+    extra = 0 if plan is None else size * factor_bytes(plan, assign(traced, resolved, "ghost", size))
+    return Explanation(
+        method=method,
+        batch_size=size,
+        rows=tuple(rows),
+        training_flops=size * training_flops(sites),
+        second_pass_flops=size * second_pass_flops(sites) if two_passes else 0.0,
+        params_bytes=traced.num_bytes,
+        advice=_advice(method, rows, extra, traced.num_bytes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The rows of the table."""
+
+    traced: Traced
+    groups: Groups
+    plan: Assignment | None  # None: everything is materialised
+    leaves: Sequence[Any]
+    names: Sequence[str]
+    size: int
+
+    def all(self) -> list[PlannedUse]:
+        """Leaf by leaf, in flattening order."""
+        return [row for leaf in range(len(self.leaves)) for row in self._of_leaf(leaf)]
+
+    def _of_leaf(self, leaf: int) -> list[PlannedUse]:
+        mode = Mode.OWN if self.plan is None else self.plan.modes[leaf]
+        if mode is Mode.OWN:
+            return self._stored(leaf)
+        if mode is Mode.REPORT:
+            return self._reported(leaf)
+        rows = []
+        for site in self.traced.sites_of(leaf).values():
+            if mode is Mode.CLIP and site.use.reuses_gradient(site.cts):
+                found = reuse_of_use(site)
+            else:
+                norm = norm_of_use(site)
+                found = Priced(norm.rule, norm.cost + sum_of_use(site))
+            where = "in the use" if mode is Mode.CLIP else "second pass"
+            rows.append(self._row(site, found.rule, where, found.cost.times(runs(site.loops))))
+        return rows
+
+    def _stored(self, leaf: int) -> list[PlannedUse]:
+        """A leaf with one gradient for each example: squared and summed as it is."""
+        array = self.leaves[leaf]
+        entries = math.prod(array.shape)
+        itemsize = array.dtype.itemsize if self.plan is None else wide_dtype(array.dtype).itemsize
+        rows = []
+        for i, site in enumerate(self.traced.sites_of(leaf).values()):
+            cost = gradient_of_use(site).times(runs(site.loops))
+            if i == 0:
+                cost = cost + Cost(4.0 * entries, 2.0 * itemsize * entries)
+            held = entries * itemsize if i == 0 else 0
+            rows.append(self._row(site, OWN_GRADIENT, "end of pass", cost, held))
+        return rows
+
+    def _reported(self, leaf: int) -> list[PlannedUse]:
+        """A leaf whose factors are reported to the end of the pass or of a loop's step."""
+        family, member, where = self._member(leaf)
+        apart = adds_up([part.site for part in member.parts], [part.steps for part in member.parts])
+        joint = None if apart else joint_norm(member.parts, joint_rule(member))
+        rows = []
+        for i, part in enumerate(member.parts):
+            site, every = part.site, runs(part.site.loops)
+            cost = sum_of_use(site).times(every)
+            if member is reused(family):
+                rule, once = reuse_of_use(site)
+                cost = once.times(every)
+            elif joint is None:
+                rule, norm = norm_of_use(site)
+                cost = cost + norm.times(every)
+            else:
+                # One norm for all runs with the same entries: its price stands in the first row.
+                rule = joint.rule
+                cost = cost + joint.cost.times(every // part.steps if i == 0 else 0)
+            if not site.use.factor_operands and not isinstance(site.use, Elementwise):
+                rule, cost = OWN_GRADIENT, cost + gradient_of_use(site).times(every)
+            rows.append(self._row(site, rule, where, cost, part.num_bytes))
+        return rows
+
+    def _member(self, leaf: int) -> tuple[Family, Member, str]:
+        assert self.plan is not None
+        at_end = [(family, "end of pass") for family, _ in self.plan.families]
+        in_step = [(family, "in the loop step") for families in self.plan.closings.values() for family in families]
+        return next((f, m, where) for f, where in (*at_end, *in_step) for m in f.members if m.leaf == leaf)
+
+    def _row(self, site: Site, rule: str, clipped: str, cost: Cost, held: int = 0) -> PlannedUse:
+        """A row of the table, from what one example costs."""
+        loops = [f"scan[{loop.length}]" for loop in site.loops] + ["checkpoint"] * site.remat
+        mine = dict.fromkeys(self.groups.of_leaf[site.leaf])
+        names: tuple[Hashable, ...] = tuple(self.groups.names[group] for group in mine)
+        return PlannedUse(
+            parameter=self.names[site.leaf],
+            primitive=primitive_of(site),
+            inside=" ".join(loops),
+            rule=rule,
+            clipped=clipped,
+            groups=names,
+            flops=self.size * cost.flops,
+            bytes=self.size * cost.bytes,
+            held_bytes=self.size * held,
+        )
+
+
+def _advice(method: str, rows: Sequence[PlannedUse], extra_bytes: int, params_bytes: int) -> str:
+    """The one thing that would help most."""
+    stored = [row for row in rows if row.rule == OWN_GRADIENT]
+    if method == "materialize":
+        return "Every example's gradient is stored; any other method avoids it."
+    if stored:
+        worst = max(stored, key=lambda row: row.held_bytes)
+        return (
+            f"{worst.parameter} has one gradient for each example ({worst.held_bytes / 1e6:.3g} MB), because several "
+            "equations or one without a rule make it: using it in one matrix product, convolution or lookup as it is, "
+            "or smaller microbatches, would avoid it."
+        )
+    if any(row.clipped == "second pass" for row in rows):
+        return (
+            'Norms and sums take two backward passes; groups="layer" needs one, and method="fused" takes one for any '
+            "groups but holds factors."
+        )
+    if extra_bytes > FACTOR_ALLOWANCE * params_bytes:
+        return (
+            f"Factors of {extra_bytes / 1e6:.3g} MB are kept out of loops and checkpoints until the end of the pass; "
+            'method="ghost", groups="layer" or smaller microbatches would avoid it.'
+        )
+    return "One backward pass, and little is kept for clipping alone: nothing to change."

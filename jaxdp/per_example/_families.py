@@ -1,0 +1,283 @@
+"""Groups that are clipped together once their factors are known: norms, weights and weighted sums from factors."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdp.norms import Rule, mixed_squared_norm, outer_squared_norm, row_squared_norm
+from jaxdp.per_example._by_group import add_up, spread
+from jaxdp.per_example._rewrite import Loop, Site
+from jaxdp.per_example._taps import Key, Report
+from jaxdp.per_example._use_clipping import clipped, contracted
+from jaxdp.per_example._uses import Escaped, Layout, Outer, Rows, Use
+from jaxdp.per_example._values import Path, wide_dtype
+from jaxdp.per_example._weighing import Weighing
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One use's reported factors, and the loops between where they are reported to and the use."""
+
+    key: Key
+    site: Site
+    loops: tuple[Loop, ...]
+
+    @property
+    def use(self) -> Use:
+        """The rule for what is reported: a gradient that is kept as it is, is its own rule."""
+        return self.site.use if self.site.use.factor_operands else Escaped(None, 0)
+
+    @property
+    def lead(self) -> tuple[Loop, ...]:
+        """Loops along which the report is stacked; gradients of the same entries add up instead."""
+        return self.loops if self.site.use.factor_operands else tuple(loop for loop in self.loops if loop.cuts)
+
+    @property
+    def slices(self) -> tuple[int, ...]:
+        """Lengths of the loops that slice the weight."""
+        return tuple(loop.length for loop in self.loops if loop.cuts)
+
+    def zeros(self) -> Report:
+        """Where the factors are reported to."""
+        lead = tuple(loop.length for loop in self.lead)
+        if not self.site.use.factor_operands:
+            shape = self.site.use.weight_shape(self.site.cts)
+            return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(self.site.cts[0].dtype))])
+        floats = {i: s for i, s in self.site.operands.items() if jnp.issubdtype(s.dtype, jnp.floating)}
+        zero = lambda s: jnp.zeros((*lead, *s.shape), s.dtype)
+        return Report({i: zero(s) for i, s in floats.items()}, [zero(s) for s in self.site.cts])
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of one example's report."""
+        arrays = jax.tree.leaves(jax.eval_shape(self.zeros))
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+
+    @property
+    def steps(self) -> int:
+        """How often the same entries are used: the length of the reports' second axis."""
+        return math.prod(loop.length for loop in self.lead if not loop.cuts)
+
+    def canonical(self, report: Report) -> Report:
+        """The factors with an axis for slices of the weight (if any), then one for repeated steps (if any)."""
+        if not self.lead:
+            return report
+        order = sorted(range(len(self.lead)), key=lambda d: not self.lead[d].cuts)
+        lead = ([math.prod(self.slices)] if self.slices else []) + (
+            [self.steps] if len(self.slices) < len(order) else []
+        )
+
+        def reorder(x: Array) -> Array:
+            return x.transpose([*order, *range(len(order), x.ndim)]).reshape(*lead, *x.shape[len(order) :])
+
+        return jax.tree.map(reorder, report)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether reports have the axis for steps."""
+        return len(self.slices) < len(self.lead)
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One leaf of a family: its uses, and the group of every entry of its stack."""
+
+    leaf: int
+    parts: tuple[Part, ...]
+    groups: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Leaves that share groups, so that their norms must be known together."""
+
+    members: tuple[Member, ...]
+    num_groups: int
+
+
+def finish(
+    family: Family,
+    weigh: Weighing,
+    thresholds: Float[Array, " groups"] | None,
+    others: Float[Array, " groups"],
+    reports: dict[Key, Report],
+    probes: dict[int, Array],
+) -> tuple[Float[Array, " groups"], dict[Key, Array]]:
+    """Squared norms of one example in a family's groups, and the clipped sums over the batch, operand by operand.
+
+    `others` are the squared norms of what else belongs to these groups.
+    """
+    canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
+    last = reused(family)
+    rest = [m for m in family.members if m is not last]
+    norms = others + group_norms(family.num_groups, rest, canonical)
+    totals = {}
+    if last is not None:
+        (part,) = last.parts
+        report = canonical[part.key]
+        threshold = None if thresholds is None else thresholds[0]
+        norm, total = clipped(part.use, weigh, norms[0], threshold, probes[last.leaf], report.kept, report.cts)
+        norms, totals[part.key] = norm[None], total
+    weights = weigh(norms, thresholds)
+    for member in rest:
+        for part in member.parts:
+            totals[part.key] = _weighted_sum(part, member, weights, canonical[part.key], probes[member.leaf])
+    return norms, totals
+
+
+def reused(family: Family) -> Member | None:
+    """The member whose gradient is best made once for both the norm and the sum: nothing else is left to wait for."""
+    if family.num_groups > 1:
+        return None
+    able = [m for m in family.members if len(m.parts) == 1 and not m.parts[0].loops]
+    able = [m for m in able if m.parts[0].use.reuses_gradient(m.parts[0].site.cts)]
+    return max(able, key=lambda m: math.prod(m.parts[0].site.cts[0].shape), default=None)
+
+
+def group_norms(num_groups: int, members: Sequence[Member], canonical: dict[Key, Report]) -> Float[Array, " groups"]:
+    """Squared norms of one example, from factors."""
+    if not members:
+        return jnp.zeros(num_groups, jnp.float32)
+    return add_up(num_groups, [(member.groups, _entry_norms(member, canonical)) for member in members])
+
+
+def _entry_norms(member: Member, canonical: dict[Key, Report]) -> Float[Array, " entries"]:
+    """Squared norm of every entry of one leaf's stack."""
+    entries = len(member.groups)
+    reports = [canonical[part.key] for part in member.parts]
+
+    def by_entry(norms: Array) -> Array:
+        return norms if norms.shape == (entries,) else jnp.sum(norms.reshape(entries, -1), axis=1)
+
+    if adds_up([part.site for part in member.parts], [part.steps for part in member.parts]):
+        apart = [by_entry(_each(_norm_of(part), r, part)) for part, r in zip(member.parts, reports, strict=True)]
+        return sum(apart[1:], apart[0])
+
+    def joint(reports: list[Report]) -> Array:
+        with_steps = lambda part, r: r if part.repeats else jax.tree.map(lambda x: x[None], r)
+        every = [(part, with_steps(part, r)) for part, r in zip(member.parts, reports, strict=True)]
+        factors = [part.use.factors(r.kept, r.cts) for part, r in every]
+        layouts = [part.use.layout(part.site.axes) if part.site.axes is not None else None for part in member.parts]
+        return _joint_norm(factors, layouts, joint_rule(member))
+
+    return by_entry(_each(joint, reports, member.parts[0]))
+
+
+def _each(norm: Callable[[Any], Array], reports: Any, part: Part) -> Float[Array, " slices"]:
+    """`norm` of every slice, one after the other: only one slice's intermediates are alive."""
+    if part.slices:
+        return jax.lax.map(lambda r: norm(r).astype(jnp.float32), reports)
+    return norm(reports).astype(jnp.float32)[None]
+
+
+def _norm_of(part: Part) -> Callable[[Report], Array]:
+    first = lambda r: jax.tree.map(lambda x: x[0], r) if part.repeats else r
+    return lambda r: part.use.squared_norm(first(r).kept, first(r).cts)
+
+
+def joint_rule(member: Member) -> Rule | None:
+    """How the norm of a leaf with several uses is found, where the user chose."""
+    return next((part.use.rule for part in member.parts if part.use.rule), None)
+
+
+def _joint_norm(
+    factors: Sequence[Outer | Rows], layouts: Sequence[Layout | None], rule: Rule | None
+) -> Float[Array, ""]:
+    """Squared norm of a sum of factored gradients of one leaf, cross terms included."""
+    rows = [f for f in factors if isinstance(f, Rows)]
+    # Row numbers stand for the first factor; without a table any use may say which factor is the first.
+    leader = next((x for f, x in zip(factors, layouts, strict=True) if isinstance(f, Rows)), layouts[0])
+    outers = [
+        f if layout is None or leader is None or layout.first == leader.first else Outer(f.g, f.a)
+        for f, layout in zip(factors, layouts, strict=True)
+        if isinstance(f, Outer)
+    ]
+    if not outers:
+        return row_squared_norm(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
+    a, g = (jnp.concatenate(x, axis=1) for x in zip(*outers, strict=True))
+    if not rows:
+        return outer_squared_norm(a, g, rule)
+    return mixed_squared_norm(a[0], g[0], *(jnp.concatenate(x) for x in zip(*rows, strict=True)), rule=rule)
+
+
+def _weighted_sum(part: Part, member: Member, weights: Float[Array, " groups"], report: Report, probe: Array) -> Array:
+    """Weighted sum over the batch of what one use contributes, with leading axes for the loops that slice it."""
+    by_entry = spread(weights, member.groups)
+
+    def one(args: tuple[Array, Report]) -> Array:
+        weight, factors = args
+        use = Repeated(part.use) if part.repeats else part.use
+        return contracted(use, weight, probe, factors.kept, factors.cts)
+
+    if not part.slices:
+        return one((by_entry[0], report))
+    count = math.prod(part.slices)
+    total = jax.lax.map(one, (jnp.repeat(by_entry, count // len(member.groups)), report))
+    return total.reshape(*part.slices, *total.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repeated(Use):
+    """Several runs of one use with the same entries of the weight, as if they were more examples."""
+
+    eqn: Any = None
+    index: int = 0
+    use: Any = None
+
+    def __init__(self, use: Use) -> None:
+        object.__setattr__(self, "use", use)
+
+    def weighted_sum(
+        self, weights: Float[Array, " batch"], operands: dict[int, Any], batched: dict[int, bool], cts: Sequence[Array]
+    ) -> Array:
+        """Fold the runs into the batch."""
+        size, steps = cts[0].shape[:2]
+        full = {i: x if batched[i] else jnp.broadcast_to(x, (size, *x.shape)) for i, x in operands.items()}
+        fold = lambda x: x.reshape(-1, *x.shape[2:])
+        folded = jax.tree.map(fold, full)
+        return self.use.weighted_sum(
+            jnp.repeat(weights, steps), folded, dict.fromkeys(full, True), [fold(ct) for ct in cts]
+        )
+
+
+def adds_up(sites: Sequence[Site], steps: Sequence[int]) -> bool:
+    """Whether the squared norms found at uses of one leaf sum to its own: no two touch the same entries."""
+
+    def disjoint(a: Site, b: Site) -> bool:
+        if len(a.box) != len(b.box):
+            return False
+        return any(a_hi <= b_lo or b_hi <= a_lo for (a_lo, a_hi), (b_lo, b_hi) in zip(a.box, b.box, strict=True))
+
+    pairs = ((a, b) for i, a in enumerate(sites) for b in sites[:i])
+    return all(s.isometric for s in sites) and all(n == 1 for n in steps) and all(disjoint(a, b) for a, b in pairs)
+
+
+def joins(sites: Sequence[Site]) -> bool:
+    """Whether the norm of a leaf that is used several times follows from the factors of its uses."""
+    if not all(site.steady or all(loop.cuts for loop in site.loops) for site in sites):
+        return False
+    if len(sites) == 1:
+        return sites[0].isometric
+    if not all(site.isometric and site.use.factor_operands for site in sites):
+        return False
+    cuts = {tuple(loop for loop in site.loops if loop.cuts) for site in sites}
+    layouts = [site.use.layout(site.axes) if site.axes is not None else None for site in sites]
+    if len(cuts) > 1 or None in layouts:
+        return False
+    known = [layout for layout in layouts if layout is not None]
+    same_axes = {(x.batch, frozenset((x.first, x.second))) for x in known}
+    tables = any(type(site.use).__name__ == "Gathered" for site in sites)
+    return len(same_axes) == 1 and not (tables and known[0].batch)
+
+
+def after(loops: Sequence[Loop], body: Path | None) -> tuple[Loop, ...]:
+    """The loops inside a body; all of them for the whole program."""
+    if body is None:
+        return tuple(loops)
+    at = [loop.body for loop in loops].index(body)
+    return tuple(loops[at + 1 :])

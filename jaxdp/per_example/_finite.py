@@ -1,0 +1,52 @@
+"""Examples without a finite gradient are taken out of a batch before they can reach a sum: 0 * NaN is NaN."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+PyTree = Any
+
+
+def with_donors(batch: PyTree, alive: Bool[Array, " batch"]) -> PyTree:
+    """The batch with every row that is not alive replaced by one that is."""
+    rows = jnp.where(alive, jnp.arange(alive.shape[0]), jnp.argmax(alive))
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def zero_unless(condition: Bool[Array, ""], tree: PyTree) -> PyTree:
+    """The tree, or zeros."""
+    return jax.tree.map(lambda x: jax.lax.select(jnp.broadcast_to(condition, x.shape), x, jnp.zeros_like(x)), tree)
+
+
+def finite_only(
+    run: Callable[[PyTree, Array], tuple[Array, PyTree]],
+    zeros: tuple[Array, PyTree],
+    batch: PyTree,
+    mask: Bool[Array, " batch"],
+) -> tuple[Float[Array, "batch groups"], PyTree]:
+    """`run(batch, alive) -> (norms, total)` over the examples whose gradients are finite; `zeros` look like its result.
+
+    Selecting on every factor of every contraction would read each activation once more in every step. Here the rows of
+    an example whose norm came out NaN or Inf are replaced by another one's and the pass is run again, by a loop, so
+    that it is compiled once and costs nothing where all is finite, as it is nearly always.
+    """
+
+    def trip(state: tuple[Array, Array, Array, PyTree]) -> tuple[Array, Array, Array, PyTree]:
+        _, alive, _, _ = state
+        norms, total = run(with_donors(batch, alive), alive)
+        return alive, alive & jnp.all(jnp.isfinite(norms), axis=1), norms, total
+
+    def more(state: tuple[Array, Array, Array, PyTree]) -> Array:
+        before, after, _, _ = state
+        return jnp.any(before & ~after)
+
+    # Nobody counts as finite before the first trip, so that it is always made (on an empty batch, too).
+    wanted = lambda state: state[-1] | more(state[:-1])
+    start = (mask, mask, *zeros, jnp.ones((), bool))
+    _, alive, norms, total, _ = jax.lax.while_loop(
+        wanted, lambda state: (*trip(state[:-1]), jnp.zeros((), bool)), start
+    )
+    return jnp.where((mask & ~alive)[:, None], jnp.inf, norms), zero_unless(jnp.any(alive), total)

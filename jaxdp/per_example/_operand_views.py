@@ -1,0 +1,70 @@
+"""From weighted sums in the coordinates of single uses back to the parameters."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxdp.per_example._rewrite import Rewriter
+from jaxdp.per_example._taps import Key, Port
+from jaxdp.per_example._uses import Use
+from jaxdp.per_example._values import Entry, Path, Plain, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class OperandViews(Rewriter):
+    """An evaluation that only follows the parameters to their uses: what it emits are the shadows found there.
+
+    Pulling a use's weighted sum back through it gives the parameters' weighted sums. Values that examples enter are
+    replaced by zeros, as no view of a parameter depends on them.
+    """
+
+    wanted: frozenset[Key] = frozenset()
+    once: frozenset[Path] = frozenset()  # loops of which one step tells all: they do not slice what is wanted
+
+    def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
+        if all(x.fixed for x in operands if isinstance(x, Plain)):
+            return super()._plain(eqn, operands)
+        return [Plain(_zeros(v.aval), fixed=False) for v in eqn.outvars]
+
+    def _scan(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Array]]:
+        body = (*path, 0)
+        below = {key for key in self.wanted if key[0][: len(body)] == body}
+        cut = {key for key in below if any(loop.cuts for loop in self.sites[key].loops if loop.body == body)}
+        rest = self.wanted - below
+        outs, found = super(OperandViews, dataclasses.replace(self, wanted=rest | cut))._scan(eqn, operands, path)
+        if below != cut:
+            one_step = dataclasses.replace(self, wanted=frozenset(below - cut), once=self.once | {body})
+            found = found | super(OperandViews, one_step)._scan(eqn, operands, path)[1]
+        return outs, found
+
+    def _loop(self, eqn: Any, path: Path, body: Callable, init: Any, xs: Any) -> Any:
+        if path not in self.once:
+            return super()._loop(eqn, path, body, init, xs)
+        state, (ys, found) = body(init, jax.tree.map(lambda x: x[0], xs))
+        length = eqn.params["length"]
+        return state, (jax.tree.map(lambda y: jnp.broadcast_to(y, (length, *jnp.shape(y))), ys), found)
+
+    def _tap(
+        self, run: Callable, uses: dict[int, Use], operands: Sequence[Entry], path: Path
+    ) -> tuple[Sequence[Plain], dict[Key, Array]]:
+        found = {}
+        for i, x in enumerate(operands):
+            if isinstance(x, Weight):
+                mine = {(path, Port(i, leaf)): shadow.total for leaf, shadow in x.shadows.items()}
+                found.update({key: total for key, total in mine.items() if key in self.wanted})
+        outs = jax.eval_shape(run, [x.value for x in operands])
+        return [Plain(_zeros(out), fixed=False) for out in outs], found
+
+
+def _zeros(aval: Any) -> Any:
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        struct: Any = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+        words = jax.eval_shape(jax.random.key_data, struct)
+        return jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype), impl=jax.random.key_impl(struct))
+    # Traced only where something reads it, which is nowhere but in the states of loops.
+    return np.broadcast_to(np.zeros((), aval.dtype), aval.shape)

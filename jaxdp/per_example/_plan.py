@@ -1,0 +1,259 @@
+"""What is decided while tracing: where each leaf is used, and how each clipping group is reported and summed."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxdp.norms import Rule
+from jaxdp.per_example._check import example_structs, leaf_names
+from jaxdp.per_example._compat import dead_code_eliminated
+from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins
+from jaxdp.per_example._groups import Groups
+from jaxdp.per_example._rewrite import Loop, Rewriter, Site
+from jaxdp.per_example._rules import Rules, check_choice, rules_of
+from jaxdp.per_example._taps import Key, Mode, Port
+from jaxdp.per_example._uses import Escaped
+from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight, wide_dtype
+
+PyTree = Any
+
+# How much memory `method="auto"` lets factors take that wait for the end of the pass, as a multiple of the parameters'.
+# Training with Adam holds at least four times the parameters: parameters, gradients and two moments.
+FACTOR_ALLOWANCE = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The loss of one example as a jaxpr, and every use of every leaf.
+
+    Attributes:
+      closed: the jaxpr.
+      used: which of its inputs (leaves of the parameters, then of the example) it needs.
+      sites: all taps.
+      stacks: for each leaf, the leading axes that loops slice it along at all its uses.
+      rules: for leaves for which the user chose, how the norms at their uses are found.
+      num_bytes: the parameters' size.
+    """
+
+    closed: Any
+    used: list[bool]
+    sites: dict[Key, Site]
+    stacks: tuple[tuple[int, ...], ...]
+    rules: dict[int, Rule]
+    num_bytes: int
+
+    def sites_of(self, leaf: int) -> dict[Key, Site]:
+        """The uses of one leaf."""
+        return {key: site for key, site in self.sites.items() if site.leaf == leaf}
+
+    def evaluate(self, rewriter: Rewriter, weights: Sequence[Weight], example: PyTree) -> tuple[Any, dict[Key, Any]]:
+        """The loss of one example, and what its taps emit."""
+        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False) for x in jax.tree.leaves(example))]
+        live = [x for x, u in zip(inputs, self.used, strict=True) if u]
+        outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, live, ())
+        (value,), more = rewriter.escape_all(outs, ())
+        return value.value, emitted | more
+
+
+def loss_jaxpr(loss: Callable, params: PyTree, example: PyTree) -> tuple[Any, list[bool]]:
+    """The jaxpr of one example's loss, and which of its inputs (leaves of params, then of the example) it uses."""
+    return dead_code_eliminated(jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example))
+
+
+def weight_of(leaf: int, value: Array, shadow: Shadow) -> Weight:
+    """A parameter as the rewriter's input."""
+    shape = jnp.shape(value)
+    return Weight(
+        value=value,
+        shadows={leaf: shadow},
+        isometric=True,
+        box=tuple((0, n) for n in shape),
+        aligned=True,
+        axes=tuple(range(len(shape))),
+        leaf_shape=shape,
+        stack=(),
+        steady=True,
+        cuts=(),
+    )
+
+
+def zero_total(leaf: Array) -> Array:
+    """What a weighted sum is the cotangent of."""
+    return jnp.zeros(jnp.shape(leaf), wide_dtype(leaf.dtype))
+
+
+def trace(loss: Callable, params: PyTree, batch: PyTree, rules: Rules | None = None) -> Traced:
+    """Trace the loss of one example and find every use of every leaf."""
+    example = example_structs(batch)
+    closed, used = loss_jaxpr(loss, params, example)
+    leaves = jax.tree.leaves(params)
+    names = leaf_names(params, "params")
+    num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
+    traced = Traced(closed, used, {}, (), rules_of(rules, names), num_bytes)
+    rewriter = Rewriter(modes={}, stacks={}, sites=traced.sites, rules=traced.rules)
+
+    def look(leaves: list[Array], example: PyTree) -> Array:
+        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros(()), None)
+        return traced.evaluate(rewriter, [weight_of(i, x, shadow(x)) for i, x in enumerate(leaves)], example)[0]
+
+    jax.eval_shape(look, leaves, example)
+    stacks = []
+    for leaf, name in enumerate(names):
+        found = {site.stack for site in traced.sites.values() if site.leaf == leaf}
+        if not found:
+            raise unreached(name)
+        stacks.append(found.pop() if len(found) == 1 else ())
+    check_choice(rules, names, list(traced.sites.values()))
+    return dataclasses.replace(traced, stacks=tuple(stacks))
+
+
+def unreached(name: str) -> ValueError:
+    """The error for a parameter without a gradient."""
+    return ValueError(
+        f"{name} does not reach the loss, so its gradient is always zero: leave it out of params "
+        "(close over it in the loss), or it would be trained on noise alone."
+    )
+
+
+class Assignment(NamedTuple):
+    """How every leaf is reported and where every group is clipped."""
+
+    modes: dict[int, Mode]
+    families: tuple[tuple[Family, tuple[int, ...]], ...]  # clipped after the whole pass; with the groups' numbers
+    closings: dict[Path, tuple[Family, ...]]  # clipped within one step of a loop
+
+    def parts(self) -> list[Part]:
+        """What is reported to the end of the pass by taps."""
+        members = [m for family, _ in self.families for m in family.members]
+        return [part for m in members for part in m.parts if self.modes[m.leaf] is Mode.REPORT]
+
+
+def assign(
+    traced: Traced, groups: Groups, method: str, batch_size: int, allowance_bytes: float | None = None
+) -> Assignment:
+    """Decide for every family of groups where its norms are found and its sums are made.
+
+    `"auto"` clips in one pass, unless the factors of groups that are complete only at the end of it, kept out of loops
+    and checkpoints for this alone, need more memory than allowed. Then these groups share a second pass.
+    """
+    if method != "auto":
+        return _assign(traced, groups, method, method)
+    one_pass, two_passes = _assign(traced, groups, "fused", "fused"), _assign(traced, groups, "fused", "ghost")
+    limit = FACTOR_ALLOWANCE * traced.num_bytes if allowance_bytes is None else allowance_bytes
+    return one_pass if batch_size * factor_bytes(one_pass, two_passes) <= limit else two_passes
+
+
+def factor_bytes(one_pass: Assignment, two_passes: Assignment) -> int:
+    """What only one pass keeps of each example, where nothing else would: outside loops and checkpoints XLA keeps the
+    same arrays for either, as the second pass is found to repeat the first."""
+    without = {part.key for part in two_passes.parts()}
+    parts = [part for part in one_pass.parts() if part.key not in without]
+    return sum(part.num_bytes for part in parts if part.loops or part.site.remat)
+
+
+def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str) -> Assignment:
+    """`method` for groups that are complete in one use or in one step of a loop, `at_the_end` for the others."""
+    modes: dict[int, Mode] = {}
+    top: list[tuple[Family, tuple[int, ...]]] = []
+    closings: dict[Path, list[Family]] = {}
+    for leaves in _families(groups):
+        body = None if method == "ghost" else _complete_in(traced, groups, leaves)
+        if method == "fused" and len(leaves) == 1 and _in_one_use(traced, groups, leaves[0], body):
+            modes[leaves[0]] = Mode.CLIP
+            continue
+        if body is not None:
+            closings.setdefault(body, []).append(_family(traced, groups, leaves, body)[0])
+            modes.update(dict.fromkeys(leaves, Mode.REPORT))
+            continue
+        for leaf in leaves:
+            sites = list(traced.sites_of(leaf).values())
+            if _steps_add_up(sites, None):
+                modes[leaf] = Mode.GHOST if at_the_end == "ghost" else Mode.REPORT
+            else:
+                modes[leaf] = Mode.REPORT if joins(sites) else Mode.OWN
+        family, numbers = _family(traced, groups, leaves, None, [x for x in leaves if modes[x] is Mode.OWN])
+        members = tuple(m for m in family.members if modes[m.leaf] is not Mode.GHOST)
+        top.append((dataclasses.replace(family, members=members), numbers))
+    return Assignment(modes, tuple(top), {body: tuple(found) for body, found in closings.items()})
+
+
+def _families(groups: Groups) -> list[list[int]]:
+    """Leaves that share groups, directly or through others."""
+    families: list[tuple[set[int], list[int]]] = []
+    for leaf, mine in enumerate(groups.of_leaf):
+        touched = [f for f in families if f[0] & set(mine)]
+        merged = (set(mine).union(*(f[0] for f in touched)), sorted([leaf, *(x for f in touched for x in f[1])]))
+        families = [f for f in families if f not in touched] + [merged]
+    return [leaves for _, leaves in families]
+
+
+def _complete_in(traced: Traced, groups: Groups, leaves: Sequence[int]) -> Path | None:
+    """The loop body in one step of which all of a group's gradients are made, each step being another group."""
+    of_leaf = groups.of_leaf[leaves[0]]
+    depth = len(groups.stacks[leaves[0]])
+    if depth == 0 or len(set(of_leaf)) < len(of_leaf) or any(groups.of_leaf[x] != of_leaf for x in leaves):
+        return None
+    bodies = set()
+    for leaf in leaves:
+        sites = list(traced.sites_of(leaf).values())
+        for site in sites:
+            if len(site.loops) < depth or not all(loop.cuts for loop in site.loops[:depth]):
+                return None
+            bodies.add(site.loops[depth - 1].body)
+        if len(bodies) > 1:
+            return None
+        (body,) = bodies
+        if not _steps_add_up(sites, body) and not joins(sites):
+            return None
+    return bodies.pop()
+
+
+def _in_one_use(traced: Traced, groups: Groups, leaf: int, body: Path | None) -> bool:
+    """Whether the whole gradient of each of the leaf's groups is made at one run of one equation."""
+    sites = list(traced.sites_of(leaf).values())
+    complete = body is not None or (len(groups.of_leaf[leaf]) == 1 and not sites[0].loops)
+    return complete and len(sites) == 1 and sites[0].isometric and not after(sites[0].loops, body)
+
+
+def _steps_add_up(sites: Sequence[Site], body: Path | None) -> bool:
+    """Whether the squared norms at single uses, inside a body, sum to the leaf's."""
+
+    def steps(site: Site) -> int:
+        # Where a gradient is kept as it is, the contributions of several steps are added before it is squared.
+        return math.prod(loop.length for loop in after(site.loops, body) if not loop.cuts)
+
+    return adds_up(sites, [steps(site) for site in sites])
+
+
+def _family(
+    traced: Traced, groups: Groups, leaves: Sequence[int], body: Path | None, own: Sequence[int] = ()
+) -> tuple[Family, tuple[int, ...]]:
+    """A family reported to a body (None: to the end of the pass), and the numbers of its groups."""
+    numbers = tuple(sorted({g for leaf in leaves for g in groups.of_leaf[leaf]}))
+
+    def member(leaf: int) -> Member:
+        mine = (0,) if body is not None else tuple(numbers.index(g) for g in groups.of_leaf[leaf])
+        if leaf in own:
+            return Member(leaf, (_own_part(traced, leaf, len(groups.stacks[leaf])),), mine)
+        sites = traced.sites_of(leaf)
+        return Member(leaf, tuple(Part(key, site, after(site.loops, body)) for key, site in sites.items()), mine)
+
+    count = 1 if body is not None else len(numbers)
+    return Family(tuple(member(leaf) for leaf in leaves), count), numbers
+
+
+def _own_part(traced: Traced, leaf: int, depth: int) -> Part:
+    """A leaf's whole gradient as a report of its own."""
+    loops = tuple(Loop((-1, d), n, True) for d, n in enumerate(traced.stacks[leaf][:depth]))
+    site = Site(leaf, Escaped(None, 0), True, (), None, (), True, loops, {}, ())
+    return Part(own_key(leaf), site, loops)
+
+
+def own_key(leaf: int) -> Key:
+    """The name under which a leaf's whole gradient is reported."""
+    return ((), Port(-1, leaf))

@@ -1,0 +1,57 @@
+"""Norm, weight and weighted sum of one use whose group is complete there."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdp.per_example._batching import over_batch
+from jaxdp.per_example._uses import Use
+from jaxdp.per_example._weighing import Weighing
+
+
+def contracted(
+    use: Use, weight: Float[Array, ""], probe: Array, operands: dict[int, Array], cts: Sequence[Array]
+) -> Array:
+    """The use's weighted sum over the batch, without a batch axis."""
+
+    def contract(
+        batched: Any, probe: Array, weight: Array, operands: dict[int, Array], cts: list[Array]
+    ) -> tuple[Array]:
+        del probe
+        size = next(x.shape[0] for x, b in zip((weight, *cts), (batched[0], *batched[2]), strict=True) if b)
+        full = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))
+        all_cts = [full(ct, b) for ct, b in zip(cts, batched[2], strict=True)]
+        return (use.weighted_sum(full(weight, batched[0]), operands, batched[1], all_cts),)
+
+    return over_batch(contract, (False,), probe, weight, operands, list(cts))[0]
+
+
+def clipped(
+    use: Use,
+    weigh: Weighing,
+    others: Float[Array, ""],
+    threshold: Float[Array, ""] | None,
+    probe: Array,
+    operands: dict[int, Array],
+    cts: Sequence[Array],
+) -> tuple[Float[Array, ""], Array]:
+    """The group's squared norm (this use's and the `others`'), and this use's clipped sum over the batch."""
+    if not use.reuses_gradient(cts):
+        norm = others + use.squared_norm(operands, cts).astype(jnp.float32)
+        return norm, contracted(use, weigh(norm, threshold), probe, operands, cts)
+
+    def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array]) -> Any:
+        rest_batched, operands_batched, cts_batched = batched
+        size = next(ct.shape[0] for ct, b in zip(cts, cts_batched, strict=True) if b)
+        full = lambda x, b: None if x is None else x if b else jnp.broadcast_to(x, (size, *x.shape))
+        rest = tuple(full(x, b) for x, b in zip(rest, rest_batched, strict=True))
+        all_cts = [full(ct, b) for ct, b in zip(cts, cts_batched, strict=True)]
+        inner = weigh.with_consts(shared[1])
+        weights = lambda own, rest: inner(rest[0] + own.astype(jnp.float32), rest[1])
+        norms, total = use.clipped(weights, rest, operands, operands_batched, all_cts)
+        return rest[0] + norms.astype(jnp.float32), total
+
+    norm, total = over_batch(clip, (True, False), (probe, list(weigh.consts)), (others, threshold), operands, list(cts))
+    return norm, total

@@ -1,0 +1,59 @@
+"""The clipping function, in a form that can be applied deep inside a backward pass."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdp.per_example._compat import eval_jaxpr
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weighing:
+    """A weight for one squared norm (and threshold), as a jaxpr.
+
+    Attributes:
+      closed: the function of two scalars, or of one.
+      consts: the arrays it closes over. The rules of a custom derivative or batching rule must be handed these, as they
+        may not close over values that are being traced.
+    """
+
+    closed: Any
+    consts: Sequence[Array] = ()
+
+    def with_consts(self, consts: Sequence[Array]) -> "Weighing":
+        """The same function on other values of `consts`."""
+        return dataclasses.replace(self, consts=consts)
+
+    def __call__(self, squared_norms: Float[Array, "*any"], thresholds: Array | None) -> Float[Array, "*any"]:
+        """Weights of any shape; zero where a norm is not finite, whatever the function says."""
+        apply: Callable = lambda *args: eval_jaxpr(self.closed, self.consts, *args)[0]
+        for _ in squared_norms.shape:
+            apply = jax.vmap(apply)
+        args = [] if thresholds is None else [jnp.broadcast_to(thresholds, squared_norms.shape)]
+        return jnp.where(jnp.isfinite(squared_norms), apply(squared_norms, *args), jnp.zeros((), jnp.float32))
+
+
+# For passes in which nothing is clipped.
+NO_WEIGHTS = Weighing(None)
+
+
+def weighing(weight_fn: Callable, with_thresholds: bool) -> Weighing:
+    """Trace a clipping function of scalars.
+
+    Raises:
+      ValueError: it does not return one number for one norm.
+    """
+
+    def scalar(*args: Array) -> Array:
+        out = jnp.asarray(weight_fn(*args))
+        if out.shape:
+            raise ValueError(f"weight_fn returns shape {out.shape} for one squared norm: it must be elementwise.")
+        return out.astype(jnp.float32)
+
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+    closed = jax.make_jaxpr(scalar)(*[one] * (2 if with_thresholds else 1))
+    return Weighing(closed, closed.consts)

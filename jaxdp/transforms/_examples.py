@@ -1,0 +1,90 @@
+"""The examples' clipped sum from either form in which per-example gradients come."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxdp.per_example import (
+    Groups,
+    PerExampleGrads,
+    resolve_groups,
+    stacked_squared_norms,
+    stacked_weighted_sum,
+)
+from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
+
+PyTree = Any
+
+
+def resolved_groups(updates: PyTree, params: PyTree | None, spec: Any) -> Groups:
+    """The groups of these gradients: of a traced loss, those that tell its scanned layers apart."""
+    return updates.groups(spec) if isinstance(updates, PerExampleGrads) else resolve_groups(spec, params)
+
+
+def check_examples(name: str, updates: PyTree, params: PyTree | None) -> None:
+    """Refuse what is neither lazy per-example gradients nor a pytree with a leading batch axis."""
+    if not isinstance(updates, PerExampleGrads):
+        _check_stacked(name, updates, params)
+
+
+def clip_and_sum(updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Float[Array, " groups"]) -> PyTree:
+    """Each example's gradient times its weights, summed; of a checked kind."""
+    if isinstance(updates, PerExampleGrads):
+        return updates.clipped_sum(weight_fn, groups, thresholds)
+    return _stacked(updates, groups, weight_fn, thresholds)[0]
+
+
+class WithNorms(NamedTuple):
+    """A clipped sum, the squared norms that it was made from, and which rows are examples."""
+
+    tree: PyTree
+    squared_norms: Float[Array, "batch groups"]
+    mask: Bool[Array, " batch"]
+
+
+def clip_and_sum_with_norms(
+    updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Float[Array, " groups"]
+) -> WithNorms:
+    """`clip_and_sum` together with the norms; every row of a pytree is an example."""
+    if isinstance(updates, PerExampleGrads):
+        return WithNorms(*updates.clipped_sum_and_norms(weight_fn, groups, thresholds), updates.mask)
+    tree, norms = _stacked(updates, groups, weight_fn, thresholds)
+    return WithNorms(tree, norms, jnp.ones(norms.shape[0], bool))
+
+
+def _stacked(updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Array) -> tuple[PyTree, Array]:
+    norms = stacked_squared_norms(updates, groups)
+    finite = jnp.all(jnp.isfinite(norms), axis=1, keepdims=True)
+    weights = jnp.where(finite, weight_fn(norms, thresholds[None]), 0.0)
+    return stacked_weighted_sum(updates, weights, groups), norms
+
+
+def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
+    if isinstance(updates, ClippedSum):
+        raise TypeError(f"{name} was given a sum that is already clipped: use one clip in a chain.")
+    if params is None:
+        raise TypeError(
+            f"{name} was given {describe(updates)} without params, so it cannot tell per-example gradients from "
+            "averaged ones: pass jaxdp.per_example_grad(loss)(params, batch), or call update(grads, state, params)."
+        )
+    refuse_masked(updates, name)
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        raise TypeError(f"{name} was given gradients whose structure is not that of params.")
+    sizes = set()
+    leaves = jax.tree_util.tree_leaves_with_path(updates)
+    for (path, leaf), param in zip(leaves, jax.tree.leaves(params), strict=True):
+        where = "grads" + jax.tree_util.keystr(path)
+        if leaf.shape == param.shape:
+            raise TypeError(
+                f"{where} has the parameter's own shape {leaf.shape}, so it is a sum or mean over examples: "
+                "clipping that bounds nobody's influence; pass jaxdp.per_example_grad(loss)(params, batch)."
+            )
+        if leaf.shape[1:] != param.shape:
+            raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
+        sizes.add(leaf.shape[0])
+    if len(sizes) != 1:
+        raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")
