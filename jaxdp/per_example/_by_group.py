@@ -16,7 +16,8 @@ def add_up(num_groups: int, pieces: Iterable[tuple[tuple[int, ...], Array]]) -> 
             groups, values = groups[:1], jnp.sum(values, axis=-1, keepdims=True)
         terms.setdefault(groups, []).append(values)
     # Without the barrier XLA's algebraic simplifier rewrites long sums of reductions in circles, for half a minute.
-    sums: dict[tuple[int, ...], Any] = {groups: sum(jax.lax.optimization_barrier(found)) for groups, found in terms.items()}
+    apart = {groups: jax.lax.optimization_barrier(found) for groups, found in terms.items()}
+    sums: dict[tuple[int, ...], Any] = {groups: sum(found) for groups, found in apart.items()}
     whole = [g for g in sums if g == tuple(range(g[0], g[0] + len(g)))]
     whole = [g for g in whole if not any(set(g) & set(other) for other in sums if other != g)]
     columns: dict[int, Array] = {g[0]: sums[g] for g in whole}

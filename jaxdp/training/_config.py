@@ -74,7 +74,9 @@ class ClippingConfig(_Section):
     """`[clipping]`: how the influence of one example is bounded."""
 
     max_norm: Positive = Field(1.0, description="clipping norm of one example's gradient")
-    groups: Literal["all", "param"] = Field("all", description='"all" (one norm) or "param" (each parameter)')
+    groups: Literal["all", "layer", "param"] = Field(
+        "all", description='what has a norm of its own: "all" together, each "layer" (module), or each "param"'
+    )
     rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
     normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax import lax
 
 import jaxdp
@@ -38,19 +39,44 @@ def temp_bytes(fn, *shapes) -> int:
     return jax.jit(fn).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
 
-def clipped_sum(loss, method: str):
+def clipped_sum(loss, method: str, groups: str = "all"):
     grad = jaxdp.per_example_grad(loss, method=method)
-    return lambda p, batch: grad(p, batch).clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
+    return lambda p, batch: grad(p, batch).clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)), groups)
 
 
-def test_ghost_needs_the_memory_of_ordinary_training() -> None:
+def test_ghost_and_layer_groups_need_the_memory_of_ordinary_training() -> None:
     loss, params, batch = transformer()
     plain = temp_bytes(lambda p, b: jax.grad(lambda p: jnp.sum(jax.vmap(loss, (None, 0))(p, b)))(p), params, batch)
     ghost = temp_bytes(clipped_sum(loss, "ghost"), params, batch)
     materialize = temp_bytes(clipped_sum(loss, "materialize"), params, batch)
     assert ghost <= 1.1 * plain
+    # One pass, and yet no factors stacked over the scan: each step clips its own layer.
+    assert temp_bytes(clipped_sum(loss, "fused", "layer"), params, batch) <= 1.1 * plain
     # The comparison means something only where per-example gradients are what costs.
     assert materialize > 3 * plain
+
+
+@pytest.mark.parametrize("method", ["ghost", "bookkeeping"])
+def test_a_tied_table_needs_no_gradient_of_its_size_per_example(method: str) -> None:
+    def loss(p: jax.Array, ids: jax.Array) -> jax.Array:
+        return next_token_loss(jnp.tanh(p[ids]) @ p.T, ids)
+
+    words, width, size = 4000, 64, 16
+    table = jax.ShapeDtypeStruct((words, width), jnp.float32)
+    needed = temp_bytes(clipped_sum(loss, method), table, jax.ShapeDtypeStruct((size, 8), jnp.int32))
+    assert needed < 0.75 * size * table.size * 4
+
+
+@pytest.mark.parametrize("method", ["ghost", "bookkeeping"])
+def test_a_recurrent_weight_needs_no_gradient_of_its_size_per_example(method: str) -> None:
+    def loss(p: jax.Array, xs: jax.Array) -> jax.Array:
+        h, _ = lax.scan(lambda h, x: (jnp.tanh(h @ p + x), None), jnp.zeros(p.shape[0]), xs)
+        return jnp.sum(h)
+
+    width, size = 512, 64
+    weight = jax.ShapeDtypeStruct((width, width), jnp.float32)
+    needed = temp_bytes(clipped_sum(loss, method), weight, jax.ShapeDtypeStruct((size, 4, width), jnp.float32))
+    assert needed < 0.25 * size * weight.size * 4
 
 
 def test_a_microbatch_bounds_the_memory_of_a_larger_batch() -> None:
