@@ -260,12 +260,13 @@ class Contracted(Use):
         cts: Sequence[Array],
     ) -> Array:
         """One matrix product over the batch and the sequence."""
-        other, ct = 1 - self.index, wide(cts[0])
-        scale = weights.astype(ct.dtype).reshape((-1,) + (1,) * (ct.ndim - 1))
-        if not batched[other]:
-            a, g = self._factors(wide(operands[other]), jnp.sum(scale * ct, axis=0), 0)
+        x, ct = wide(operands[1 - self.index]), wide(cts[0])
+        scaled = lambda y: weights.astype(y.dtype).reshape((-1,) + (1,) * (y.ndim - 1)) * y
+        if not batched[1 - self.index]:
+            a, g = self._factors(x, jnp.sum(scaled(ct), axis=0), 0)
             return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
-        a, g = self._factors(wide(operands[other]), scale * ct, 1)
+        # The smaller factor takes the weights, since what is scaled is held once more.
+        a, g = self._factors(scaled(x), ct, 1) if x.size < ct.size else self._factors(x, scaled(ct), 1)
         return self._unfold(jnp.einsum("bktc,bktp->kcp", a, g, precision=self.eqn.params["precision"]))
 
     @property
