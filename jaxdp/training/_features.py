@@ -3,11 +3,15 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
 import numpy as np
+from flax import nnx
+from jaxtyping import Array
 
 from jaxdp import data, models
 from jaxdp.training._classifier import Classifier, Params, fingerprint
@@ -57,11 +61,20 @@ def frozen_outputs(
             return models.Encoded(stored["hidden"] if keep else None, stored["means"])
     hidden = np.zeros((*texts.ids.shape, size), np.float32) if keep else None
     means = np.zeros((len(texts), start + 1, size), np.float32)
+    below = _highest_stored(params, texts, start, directory)
     done = 0
     for rows, length in by_length(texts.mask, _BLOCK):
-        part = models.encode(
-            encoder, texts.ids[rows, :length], texts.mask[rows, :length], layers=start, hidden=keep, batch_size=_BATCH
-        )
+        if below is None:
+            part = models.encode(
+                encoder,
+                texts.ids[rows, :length],
+                texts.mask[rows, :length],
+                layers=start,
+                hidden=keep,
+                batch_size=_BATCH,
+            )
+        else:
+            part = _continue(encoder, below, rows, texts.mask[rows, :length], start, keep)
         means[rows] = part.means
         if hidden is not None:
             hidden[rows, :length] = part.hidden
@@ -70,6 +83,49 @@ def frozen_outputs(
     outputs = models.Encoded(hidden, means)
     _write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
     return outputs
+
+
+def _highest_stored(params: Params, texts: data.TokenisedText, start: int, directory: Path) -> models.Encoded | None:
+    """What an earlier phase stored of a lower layer, if nothing under that layer has changed since."""
+    for layer in range(start - 1, 0, -1):
+        file = directory / f"{_name(params, texts, layer)}.npz"
+        if file.exists():
+            with np.load(file) as stored:
+                if "hidden" in stored:
+                    return models.Encoded(stored["hidden"], stored["means"])
+    return None
+
+
+def _continue(
+    encoder: models.BertEncoder, below: models.Encoded, rows: np.ndarray, mask: np.ndarray, start: int, keep: bool
+) -> models.Encoded:
+    """As `models.encode` of these rows, from the input of a higher layer."""
+    assert below.hidden is not None
+    layer = below.means.shape[1] - 1
+    graphdef, state = nnx.split(encoder)
+    blocks = []
+    for begin in range(0, len(rows), _BATCH):
+        # The last batch is filled up with copies: a second shape would mean a second compilation.
+        at = np.resize(np.arange(begin, min(begin + _BATCH, len(rows))), _BATCH)
+        hidden = below.hidden[rows[at], : mask.shape[1]]
+        block = _upper_layers(graphdef, layer, start, keep, state, hidden, mask[at])
+        blocks.append([None if x is None else np.asarray(x)[: len(rows) - begin] for x in block])
+    states, means = zip(*blocks, strict=True)
+    # Level `layer` is in both.
+    joined = np.concatenate([below.means[rows, :layer], np.concatenate(means)], axis=1)
+    return models.Encoded(np.concatenate(states) if keep else None, joined)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _upper_layers(graphdef: Any, layer: int, start: int, keep: bool, state: Any, hidden: Array, mask: Array) -> Any:
+    encoder = nnx.merge(graphdef, state)
+
+    def one(hidden: Array, mask: Array) -> tuple[Array | None, Array]:
+        means = encoder.means_from(hidden, mask, layer, stop=start, deterministic=True)
+        last = encoder.layers_from(hidden, mask, layer, stop=start, deterministic=True) if keep else None
+        return last, means
+
+    return jax.vmap(one)(hidden, mask)
 
 
 def _name(params: Params, texts: data.TokenisedText, start: int) -> str:

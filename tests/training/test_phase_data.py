@@ -65,6 +65,23 @@ def test_outputs_are_read_back_and_depend_on_all_they_come_from(prepared, tmp_pa
     np.testing.assert_array_equal(again.train.features, first.train.features)
 
 
+def test_stored_outputs_of_a_lower_layer_are_gone_on_from(prepared, tmp_path, monkeypatch):
+    config, dataset, classifier, params = prepared
+    tuned = params | {"encoder/layers/1/up/bias": params["encoder/layers/1/up/bias"] + 0.5}
+    direct = phase_data((config, dataset, classifier, tuned), tmp_path / "direct", train="head")
+    folder = tmp_path / "features"
+    phase_data(prepared, folder, train="last:1")
+    with monkeypatch.context() as patched:
+        patched.setattr(_features.models, "encode", None)
+        continued = phase_data((config, dataset, classifier, tuned), folder, train="head")
+    np.testing.assert_allclose(continued.train.features, direct.train.features, rtol=1e-5, atol=1e-5)
+    # A change below what is stored makes it useless.
+    lower = params | {"encoder/layers/0/up/bias": params["encoder/layers/0/up/bias"] + 0.5}
+    afresh = phase_data((config, dataset, classifier, lower), folder, train="head")
+    expected = phase_data((config, dataset, classifier, lower), tmp_path / "lower", train="head")
+    np.testing.assert_array_equal(afresh.train.features, expected.train.features)
+
+
 def test_the_head_does_not_count_among_what_outputs_come_from(prepared, tmp_path):
     config, dataset, classifier, params = prepared
     folder = tmp_path / "features"
