@@ -11,9 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jaxdp import models
+from jaxdp import data, models
 from jaxdp.training._config import ModelConfig
 from jaxdp.training._errors import UserError
+
+# Enough for a mean; they are encoded at every start.
+_CENTER_TEXTS, _CENTER_LENGTH = 1024, 48
 
 Params = dict[str, Array]
 Example = models.TextExample | models.HiddenExample | models.FeatureExample
@@ -87,12 +90,31 @@ def load_classifier(config: ModelConfig, directory: Path, label_names: Sequence[
         label_names=tuple(label_names),
         pooling=config.pooling,
         normalize=config.normalize,
+        feature_center=None if config.center is None else _public_mean(config, encoder, directory),
         feature_scale=config.feature_scale if config.feature_scale != 1.0 else None,
     )
     graphdef, state = nnx.split(model)
     variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
     params = {name: variable[...] for name, (_, variable) in variables.items()}
     return Classifier(graphdef, variables, params, directory)
+
+
+def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Path) -> np.ndarray:
+    """The mean features of a public corpus: features point much the same way for all texts, which is none of a head's
+    business and takes up room under the clipping norm.
+    """
+    try:
+        corpus = {"tweets": data.tweets, "movie_sentences": data.movie_sentences}[str(config.center)]()
+        chosen = corpus.take(np.linspace(0, len(corpus) - 1, _CENTER_TEXTS).astype(np.int64))
+        length = min(_CENTER_LENGTH, encoder.config.max_position_embeddings)
+        texts = data.tokenise(chosen, models.Tokenizer(directory), length)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.center: {error}") from error
+    means = models.encode(
+        encoder, texts.ids, texts.mask, layers=encoder.config.num_hidden_layers, hidden=False, batch_size=128
+    ).means
+    plain = models.SequenceClassifier(encoder, 2, pooling=config.pooling, normalize=config.normalize)
+    return np.asarray(jax.jit(jax.vmap(plain.features))(means)).mean(axis=0)
 
 
 def fingerprint(params: Params) -> str:

@@ -43,6 +43,9 @@ class ModelConfig(_Section):
         "every_layer", description='the head sees the mean of the "last" layer, or those of "every_layer"'
     )
     normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
+    center: Literal["tweets", "movie_sentences"] | None = Field(
+        None, description="a PUBLIC corpus, not that of the run: the mean features of its texts are subtracted"
+    )
     feature_scale: Positive = Field(1.0, description="a public constant that multiplies the features")
 
 
@@ -202,6 +205,15 @@ class Config(_Section):
             for column in ("text_column", "label_column"):
                 if getattr(self.data, column) is None:
                     raise ValueError(f"data.{column} is missing: name the column of {self.data.source} to read.")
+        return self
+
+    @model_validator(mode="after")
+    def _centers_on_public_texts(self) -> "Config":
+        if self.model.center is not None and self.model.center == self.data.source:
+            raise ValueError(
+                f'model.center is "{self.model.center}", the corpus that the run trains on, whose mean is private: '
+                "name a public one, or remove it."
+            )
         return self
 
     @property

@@ -25,6 +25,8 @@ def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
     outside = ["everything in the directory checkpoints/, which holds the key of the noise and is to be kept secret"]
     if config.data.train_limit is not None:
         outside.append("which rows data.train_limit selected, which is taken as given")
+    if config.model.center is not None:
+        outside.append(f"the corpus {config.model.center}, which is taken as public and on which features are centered")
     if config.data.source not in ("tweets", "movie_sentences", "newsgroups"):
         outside.append("the set of labels that occur in the table, which is published with the model")
     statement = accounting.PrivacyStatement.from_phases(

@@ -137,3 +137,9 @@ def test_every_shipped_configuration_is_valid():
     assert len(files) >= 6
     for file in files:
         assert load_config(file).privacy.enabled != ("nonprivate" in file.name), file
+
+
+def test_features_are_not_centered_on_the_private_corpus_itself(tmp_path):
+    assert load(tmp_path, MINIMAL, ("model.center", "movie_sentences")).model.center == "movie_sentences"
+    with pytest.raises(UserError, match=r'model\.center is "tweets", the corpus that the run trains on'):
+        load(tmp_path, MINIMAL, ("model.center", "tweets"))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp import models, training
+from jaxdp import data, models, training
 from jaxdp.training import _features
 from jaxdp.training._classifier import load_classifier
 from jaxdp.training._data import load_dataset, model_directory
@@ -106,3 +106,23 @@ def test_held_out_batches_count_every_row_once(prepared, tmp_path):
     labels = [np.asarray(examples.label)[real] for examples, real in live.held_out]
     assert sum(len(x) for x in labels) == 50
     assert sum(int(x.sum()) for x in labels) == int(prepared[1].held_out.labels.sum())
+
+
+def test_features_are_centered_on_a_public_corpus_alone(prepared):
+    config, dataset, plain, params = prepared
+    section = config.model.model_copy(update={"center": "movie_sentences"})
+    first, second = (
+        load_classifier(section, model_directory(config), dataset.train.label_names) for _ in range(2)
+    )  # a resumed run computes it anew
+    center = first.params["feature_center"]
+    np.testing.assert_array_equal(center, second.params["feature_center"])
+    means = np.random.default_rng(0).normal(size=(5, 3, 16)).astype(np.float32)
+    np.testing.assert_allclose(
+        first.features(first.params, means), plain.features(params, means) - np.asarray(center), atol=1e-6
+    )
+    # It is the mean of the features of that corpus, on a sample of it.
+    texts = data.tokenise(data.movie_sentences().take(np.arange(400)), models.Tokenizer(model_directory(config)), 16)
+    encoder = plain.build(params).encoder
+    sample = plain.features(params, models.encode(encoder, texts.ids, texts.mask, layers=2, hidden=False).means)
+    spread = sample.std(axis=0).mean()
+    assert np.abs(sample.mean(axis=0) - center).max() < 0.5 * spread < 0.5 * np.abs(center).max()

@@ -119,3 +119,11 @@ def test_numbers_that_do_not_fit_the_data_are_one_sentence(tmp_path, field, valu
 def test_a_delta_of_one_over_n_is_a_warning(tmp_path):
     warnings = plan_of(tmp_path, ("privacy.delta", "0.001")).warnings
     assert len(warnings) == 1 and "not below 1/n = 0.00025" in warnings[0]
+
+
+def test_the_statement_names_the_corpus_that_is_taken_as_public(tmp_path):
+    noise = ("privacy.noise_multiplier", "1.0")
+    centered = make_statement(plan_of(tmp_path, noise, ("model.center", "movie_sentences")), seeded=False)
+    assert any("the corpus movie_sentences" in line for line in centered.outside_the_guarantee)
+    plain = make_statement(plan_of(tmp_path, noise), seeded=False)
+    assert not any("movie_sentences" in line for line in plain.outside_the_guarantee)
