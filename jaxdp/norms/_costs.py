@@ -44,7 +44,8 @@ class Machine:
         return cost.flops / self.flops_per_second + cost.bytes / self.bytes_per_second
 
 
-# CPU: set by hand to about 50 timings (Gram, product, sum and reuse; T from 4 to 1024, widths 128 to 2048) on two server cores.
+# CPU: set by hand to about 50 timings (Gram, product, sum and reuse; T from 4 to 1024, widths 128 to 2048) on two
+# server cores.
 # GPU, TPU: data sheets of an H100 SXM (67 TFLOP/s of float32 outside the tensor cores, 3.35 TB/s) and a TPU v4
 # (275 TFLOP/s of bfloat16 in the six passes of a full-precision product, 1.2 TB/s), at nine tenths.
 _MACHINES = {"cpu": Machine(1.1e11, 1.5e10), "gpu": Machine(6.0e13, 3.0e12), "tpu": Machine(4.1e13, 1.1e12)}

@@ -132,7 +132,8 @@ class PerExampleGrads(Inert):
 
         def microbatch(batch: PyTree, mask: Array) -> tuple[Array, PyTree]:
             zeros = jnp.zeros((mask.shape[0], len(resolved))), jax.tree.map(zero_total, self._params)
-            return finite_only(lambda *xs: run.clipped_sum(*xs, resolved, weight_fn, thresholds), zeros, batch, mask)
+            attempt = lambda rows, alive: run.clipped_sum(rows, alive, resolved, weight_fn, thresholds)
+            return finite_only(attempt, zeros, batch, mask)
 
         norms, total = self._reduce(microbatch)
         return total, norms

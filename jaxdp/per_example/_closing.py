@@ -54,7 +54,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
             def forward(moving: list[Array], still: list[Any]) -> Any:
                 anchor = shadow_of(merge(moving, still), leaves[0]).slot.reshape(-1)[0]
                 local = {part.key: jax.tree.map(lambda x: force_batched(x, anchor), part.zeros()) for part in parts}
-                return jax.vjp(lambda *xs: run(*xs, still), local, moving, has_aux=True)
+                return jax.vjp(lambda local, moving: run(local, moving, still), local, moving, has_aux=True)
 
             def fwd(moving: list[Array], still: list[Any], consts: list[Array]) -> tuple[Any, Any]:
                 outs, pull, integers = forward(moving, still)
