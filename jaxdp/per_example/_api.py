@@ -131,7 +131,7 @@ class PerExampleGrads(Inert):
         run = self._engine()
 
         def microbatch(batch: PyTree, mask: Array) -> tuple[Array, PyTree]:
-            zeros = jnp.zeros((mask.shape[0], len(resolved))), jax.tree.map(zero_total, self._params)
+            zeros = jnp.zeros((mask.shape[0], len(resolved)), jnp.float32), jax.tree.map(zero_total, self._params)
             attempt = lambda rows, alive: run.clipped_sum(rows, alive, resolved, weight_fn, thresholds)
             return finite_only(attempt, zeros, batch, mask)
 

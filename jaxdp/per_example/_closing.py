@@ -79,7 +79,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
-                    norm, found = finish(family, weigh.with_consts(consts), threshold, jnp.zeros(1), mine, probes)
+                    norm, found = finish(family, weigh.with_consts(consts), threshold, jnp.zeros(1, jnp.float32), mine, probes)
                     norms[first] = norm[0]
                     totals.update(found)
                 (leaf_totals,) = pull_views(totals)

@@ -37,7 +37,7 @@ class Engine:
         if self.method == "materialize":
             return stacked_squared_norms(materialize(self.loss, self.params, batch).grads, groups)
         found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)))
-        return found.norms(jnp.ones(found.size))
+        return found.norms(jnp.ones(found.size, jnp.float32))
 
     def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
         """Sum of the examples' gradients with weights known beforehand: one backward pass, nothing kept."""
@@ -46,7 +46,7 @@ class Engine:
             return stacked_weighted_sum(materialize(self.loss, self.params, batch).grads, weights[:, None], groups)
         modes = dict.fromkeys(range(len(groups.of_leaf)), Mode.SUM)
         found = self._pass(batch, groups, Assignment(modes, (), {}))
-        return self._tree(found.pull(jnp.ones(found.size), weights[:, None])[0])
+        return self._tree(found.pull(jnp.ones(found.size, jnp.float32), weights[:, None])[0])
 
     def clipped_sum(
         self,
@@ -130,7 +130,7 @@ class _Pass:
         every = lambda x: jnp.zeros((self.size, *x.shape), x.dtype)
         self._totals = [zero_total(leaf) for leaf in leaves]
         owns = {i: every(t) for i, t in enumerate(self._totals) if modes[i] is Mode.OWN}
-        slots = [jnp.zeros((self.size, *stack)) for stack in groups.stacks]
+        slots = [jnp.zeros((self.size, *stack), jnp.float32) for stack in groups.stacks]
         reports = {part.key: jax.tree.map(every, part.zeros()) for part in assignment.parts()}
         (self.values, self._gates), self._pull, self._integers = jax.vjp(
             batched, self._totals, owns, slots, reports, has_aux=True
@@ -143,7 +143,7 @@ class _Pass:
         found = [
             (self.groups.of_leaf[i], slot.reshape(self.size, -1)) for i, slot in enumerate(slots) if i in self._norms_in
         ]
-        norms = add_up(len(self.groups), found) if found else jnp.zeros((self.size, len(self.groups)))
+        norms = add_up(len(self.groups), found) if found else jnp.zeros((self.size, len(self.groups)), jnp.float32)
         reports = {key: Report(r.kept | self._integers[key], r.cts) for key, r in reports.items()}
         reports.update({own_key(leaf): Report({}, [own]) for leaf, own in owns.items()})
         return totals, norms, reports
@@ -188,7 +188,7 @@ class _Pass:
             if not family.members:
                 continue
             limits = None if self.thresholds is None else spread(self.thresholds, numbers)
-            probes = {m.leaf: jnp.zeros(1) for m in family.members}
+            probes = {m.leaf: jnp.zeros(1, jnp.float32) for m in family.members}
             one = lambda others, mine, f=family, t=limits, p=probes: finish(f, self.weigh, t, others, mine, p)
             own_norms, sums = jax.vmap(one, out_axes=(0, None))(spread(norms, numbers), self._mine(family, reports))
             pieces.append((numbers, own_norms))
@@ -223,7 +223,7 @@ class _Pass:
         example = jax.tree.map(lambda x: x[0], self.batch)
 
         def view(totals: list[Array]) -> dict[Key, Array]:
-            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf]), None) for leaf, t in enumerate(totals)]
+            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf], jnp.float32), None) for leaf, t in enumerate(totals)]
             weights = [weight_of(i, x, s) for i, (x, s) in enumerate(zip(self.leaves, shadows, strict=True))]
             return self.traced.evaluate(views, weights, example)[1]
 

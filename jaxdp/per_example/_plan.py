@@ -98,7 +98,7 @@ def trace(loss: Callable, params: PyTree, batch: PyTree, rules: Rules | None = N
     rewriter = Rewriter(modes={}, stacks={}, sites=traced.sites, rules=traced.rules)
 
     def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros(()), None)
+        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros((), jnp.float32), None)
         return traced.evaluate(rewriter, [weight_of(i, x, shadow(x)) for i, x in enumerate(leaves)], example)[0]
 
     jax.eval_shape(look, leaves, example)

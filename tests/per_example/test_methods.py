@@ -182,6 +182,22 @@ def test_half_precision_model_agrees_with_its_float32_gradients(dtype) -> None:
     assert relative_error(total, reference_total) < 2e-2
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_float64_model(method: str) -> None:
+    """Norms and weights stay float32, sums are float64."""
+    case, grads = reference("scanned_checkpointed_transformer")
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda w: jnp.asarray(np.asarray(w), jnp.float64), case.params)
+        run = lambda p, x: jaxdp.per_example_grad(case.loss, method=method)(p, x).clipped_sum_and_norms(
+            clip_to(0.1), "layer"
+        )
+        total, norms = jax.jit(run)(params, case.batch)
+        groups = jaxdp.per_example_grad(case.loss)(params, case.batch).groups("layer")
+    _, expected = clipped_by_hand(grads, groups, 0.1, np.ones(BATCH))
+    assert norms.dtype == jnp.float32 and {x.dtype for x in jax.tree.leaves(total)} == {jnp.dtype(jnp.float64)}
+    assert relative_error([np.asarray(x) for x in jax.tree.leaves(total)], expected) < TOLERANCE
+
+
 def test_cancelling_gram_norms_are_never_underestimated() -> None:
     """Two equal inputs with opposite cotangents: the gradients vanish, their Gram sums are rounding errors."""
     x, c, noise = jax.random.normal(jax.random.key(0), (3, 32, 1, 64))
