@@ -75,11 +75,12 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
+                inner, nothing = weigh.with_consts(consts), jnp.zeros(1, jnp.float32)
                 for family in families:
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
-                    norm, found = finish(family, weigh.with_consts(consts), threshold, jnp.zeros(1, jnp.float32), mine, probes)
+                    norm, found = finish(family, inner, threshold, nothing, mine, probes)
                     norms[first] = norm[0]
                     totals.update(found)
                 (leaf_totals,) = pull_views(totals)

@@ -211,7 +211,7 @@ def _weighted_sum(part: Part, member: Member, weights: Float[Array, " groups"], 
 
     def one(args: tuple[Array, Report]) -> Array:
         weight, factors = args
-        use = Repeated(part.use) if part.repeats else part.use
+        use = Repeated(part.use.eqn, part.use.index, one=part.use) if part.repeats else part.use
         return contracted(use, weight, probe, factors.kept, factors.cts)
 
     if not part.slices:
@@ -225,12 +225,7 @@ def _weighted_sum(part: Part, member: Member, weights: Float[Array, " groups"], 
 class Repeated(Use):
     """Several runs of one use with the same entries of the weight, as if they were more examples."""
 
-    eqn: Any = None
-    index: int = 0
-    use: Any = None
-
-    def __init__(self, use: Use) -> None:
-        object.__setattr__(self, "use", use)
+    one: Use | None = None
 
     def weighted_sum(
         self, weights: Float[Array, " batch"], operands: dict[int, Any], batched: dict[int, bool], cts: Sequence[Array]
@@ -240,7 +235,8 @@ class Repeated(Use):
         full = {i: x if batched[i] else jnp.broadcast_to(x, (size, *x.shape)) for i, x in operands.items()}
         fold = lambda x: x.reshape(-1, *x.shape[2:])
         folded = jax.tree.map(fold, full)
-        return self.use.weighted_sum(
+        assert self.one is not None
+        return self.one.weighted_sum(
             jnp.repeat(weights, steps), folded, dict.fromkeys(full, True), [fold(ct) for ct in cts]
         )
 

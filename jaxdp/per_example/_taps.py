@@ -98,7 +98,8 @@ def tap(
             if mode is Mode.REPORT:
                 report_cts[port] = _report(use, kept, cts, reports[port])
             elif mode is Mode.CLIP:
-                norm, total = clipped(use, weigh.with_consts(consts), jnp.zeros((), jnp.float32), threshold, probe, kept, cts)
+                alone = jnp.zeros((), jnp.float32)
+                norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, probe, kept, cts)
             elif mode is Mode.OWN:
                 own = use.gradient(kept, cts)
             else:
