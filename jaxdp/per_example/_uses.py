@@ -88,7 +88,7 @@ class Use:
 
     def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer | Rows:
         """The factors of one example's gradient, of several runs of the equation at once (a leading axis)."""
-        raise NotImplementedError
+        raise NotImplementedError("asked of uses with factor_operands only, which have a rule of their own")
 
     def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
         """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
@@ -104,7 +104,7 @@ class Use:
         self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
     ) -> tuple[Float[Array, " batch"], Array]:
         """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go."""
-        raise NotImplementedError
+        raise NotImplementedError("asked where reuses_gradient says so only, by a rule of its own")
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """One example's gradient of the weight operand, in the operand's shape."""

@@ -240,7 +240,7 @@ def adaptive_clip(
         bound = jnp.sqrt(jnp.sum(jnp.square(thresholds)))
         tree, scales, bounds = summed.tree, None, thresholds
         if normalize:
-            # Divided afterwards: weights are computed where nothing traced may be closed over.
+            # Divided afterwards: a weight sees its own group's threshold, not the norm of them all.
             tree = jax.tree.map(lambda x: x / bound.astype(x.dtype), tree)
             bounds = thresholds / bound
         gammas = spec.gammas(thresholds, resolved.names)
