@@ -1,6 +1,9 @@
 """Session-wide settings: each of these lines catches a family of silent numerical bugs."""
 
+from collections.abc import Iterator
+
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -17,3 +20,11 @@ jax.config.update("jax_disable_most_optimizations", True)
 def key() -> jax.Array:
     """A fixed key: tests are deterministic, training runs are not."""
     return jax.random.key(20240607)
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """As users run it: the library's own checks must catch what the test run's annotation checks would catch first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -4,6 +4,9 @@ import dataclasses
 
 import jax
 
+from jaxdp.norms._estimators import HutchPP, Randomized
+
+_DRAW_FLOPS = 300.0  # what a normal number costs, in operations of a matrix product
 _WORD = 4.0  # bytes of a float32, in which norms and sums are made whatever the model's dtype
 
 
@@ -66,6 +69,23 @@ def gram_cost(k: int, t: int, c: int, p: int) -> Cost:
 def product_cost(k: int, t: int, c: int, p: int) -> Cost:
     """Squared norm of A_k^T G_k for each k by the product itself, written once and read once, for one example."""
     return Cost(2.0 * k * (t + 1) * c * p, _WORD * k * (t * (c + p) + 2.0 * c * p))
+
+
+def estimate_cost(k: int, t: int, c: int, p: int, norm: Randomized) -> Cost:
+    """Squared norm of A_k^T G_k for each k estimated from random probes, for one example."""
+    small, large = min(c, p), max(c, p)
+    if isinstance(norm, HutchPP):
+        # The sketch goes through both factors and back, the basis and the probes through both.
+        columns = 3 * norm.sketch + norm.probes
+        products = Cost(4.0 * k * small * norm.sketch * (norm.sketch + norm.probes), 0.0)
+        drawn, passes = small * (norm.sketch + norm.probes), 3
+    else:
+        columns, products, drawn, passes = norm.probes, NOTHING, large * norm.probes, 1
+    flops = 2.0 * k * columns * (t * (c + p) + small)
+    moved = _WORD * k * (passes * t * (c + p) + 2 * columns * (t + small))
+    # Probes of the whole batch are drawn once; those of each example count.
+    draws = Cost(_DRAW_FLOPS * k * drawn, _WORD * k * drawn) if norm.sharing == "example" else NOTHING
+    return Cost(flops, moved) + products + draws
 
 
 def sum_cost(k: int, t: int, c: int, p: int) -> Cost:

@@ -13,7 +13,7 @@ from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_c
 
 # What the user may ask for, and what is done.
 Rule = Literal["gram", "materialize"]
-NormRule = Literal["Gram", "product", "tiled product"]
+ExactRule = Literal["Gram", "product", "tiled product"]
 
 # Gradients or Gram matrices of one use that are alive at a time, in elements (64 MB of float32).
 _ALIVE_ELEMENTS = 1 << 24
@@ -29,7 +29,7 @@ _GRAM_FLOOR = 2.0**-19
 _SMALLEST_SQUARE = 2.0**-126
 
 
-def norm_rule(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> NormRule:
+def exact_rule(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> ExactRule:
     """How `outer_squared_norm` goes about factors of these sizes: the cheaper way, unless a rule says which."""
     if rule is None:
         seconds = default_machine().seconds
@@ -42,10 +42,10 @@ def norm_rule(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> NormR
 def outer_squared_norm(
     a: Float[Array, "k t c"], g: Float[Array, "k t p"], rule: Rule | None = None
 ) -> Float[Array, ""]:
-    r"""$\sum_k \|A_k^\top G_k\|_F^2$ by Gram matrices over t or by the product itself, as `norm_rule` says."""
+    r"""$\sum_k \|A_k^\top G_k\|_F^2$ by Gram matrices over t or by the product itself, as `exact_rule` says."""
     k, t, c = a.shape
     p = g.shape[2]
-    how = norm_rule(k, t, c, p, rule)
+    how = exact_rule(k, t, c, p, rule)
     if how == "Gram":
         return _vector_squared_norm(a, g) if t == 1 else _gram_squared_norm(a, g)
     if how == "product":

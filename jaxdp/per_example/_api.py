@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
 from jaxdp.per_example._finite import finite_only, with_donors, zero_unless
@@ -62,19 +63,26 @@ class PerExampleGrads(Inert):
         return self._mask
 
     def squared_norms(
-        self, groups: GroupSpec = "all"
+        self, groups: GroupSpec = "all", norm: Norm = EXACT, key: PRNGKeyArray | None = None
     ) -> Float[Array, " batch"] | dict[Hashable, Float[Array, " batch"]]:
         r"""Squared gradient norms $\|g_i\|^2$, of the whole gradient or of each clipping group.
 
         Args:
-          groups: `"all"`, `"param"`, or a function from a leaf's path to the name of its group.
+          groups: as for `jaxdp.transforms.clip`.
+          norm: exact, or the estimator of `jaxdp.norms` to take where it is cheaper; `method="materialize"` stays
+            exact, which the analysis of estimated norms allows at any use.
+          key: of the estimator's probes, one that is used for nothing else.
 
         Returns:
           float32 `[batch]` for `"all"`, otherwise a dict of such arrays by group. NaN or Inf where a gradient is.
         """
         resolved = self.groups(groups)
-        run = self._engine()
-        norms, _ = self._reduce(lambda batch, mask: (_masked(run.squared_norms(batch, resolved), mask), ()))
+        run = self._engine(norm, key)
+
+        def microbatch(batch: PyTree, mask: Array, rows: Array) -> tuple[Array, tuple]:
+            return _masked(run.squared_norms(batch, resolved, rows), mask), ()
+
+        norms, _ = self._reduce(microbatch, self._rows())
         return _by_group(norms, resolved, groups)
 
     def weighted_sum(self, weights: Float[Array, " batch"]) -> PyTree:
@@ -98,7 +106,12 @@ class PerExampleGrads(Inert):
         return self._reduce(microbatch, weights)[1]
 
     def clipped_sum(
-        self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
+        self,
+        weight_fn: WeightFn,
+        groups: GroupSpec = "all",
+        thresholds: Float[Array, " groups"] | None = None,
+        norm: Norm = EXACT,
+        key: PRNGKeyArray | None = None,
     ) -> PyTree:
         r"""$\sum_i \sum_m w(\|g_{i,m}\|^2, R_m)\, g_{i,m}$: the weights are a function of the norms, found in one go.
 
@@ -109,6 +122,9 @@ class PerExampleGrads(Inert):
           groups: as in `squared_norms`.
           thresholds: `[groups]`, one for each group in the order of `resolve_groups`; given to `weight_fn` as its
             second argument.
+          norm: as in `squared_norms`: with estimated norms an example's contribution has no constant bound, and only
+            `jaxdp.transforms.clip` keeps account of what bounds it.
+          key: of the estimator's probes.
 
         Returns:
           A pytree like the parameters, float32 or better.
@@ -119,23 +135,28 @@ class PerExampleGrads(Inert):
           >>> grads.clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
           Array([0.6, 1.3], dtype=float32)
         """
-        return self.clipped_sum_and_norms(weight_fn, groups, thresholds)[0]
+        return self.clipped_sum_and_norms(weight_fn, groups, thresholds, norm, key)[0]
 
     def clipped_sum_and_norms(
-        self, weight_fn: WeightFn, groups: GroupSpec = "all", thresholds: Float[Array, " groups"] | None = None
+        self,
+        weight_fn: WeightFn,
+        groups: GroupSpec = "all",
+        thresholds: Float[Array, " groups"] | None = None,
+        norm: Norm = EXACT,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[PyTree, Float[Array, "batch groups"]]:
         """`clipped_sum` and the squared norms it was made from, `[batch, groups]`; zero for masked examples."""
         resolved = self.groups(groups)
         if thresholds is not None and jnp.shape(thresholds) != (len(resolved),):
             raise ValueError(f"thresholds has shape {jnp.shape(thresholds)} where ({len(resolved)},) is needed.")
-        run = self._engine()
+        run = self._engine(norm, key)
 
-        def microbatch(batch: PyTree, mask: Array) -> tuple[Array, PyTree]:
+        def microbatch(batch: PyTree, mask: Array, rows: Array) -> tuple[Array, PyTree]:
             zeros = jnp.zeros((mask.shape[0], len(resolved)), jnp.float32), jax.tree.map(zero_total, self._params)
-            attempt = lambda rows, alive: run.clipped_sum(rows, alive, resolved, weight_fn, thresholds)
+            attempt = lambda batch, alive: run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
             return finite_only(attempt, zeros, batch, mask)
 
-        norms, total = self._reduce(microbatch)
+        norms, total = self._reduce(microbatch, self._rows())
         return total, norms
 
     def groups(self, spec: GroupSpec) -> Groups:
@@ -162,10 +183,20 @@ class PerExampleGrads(Inert):
         values, aux = jax.vmap(self._loss, in_axes=(None, 0))(self._params, self._batch)
         return _masked(values, self._mask), jax.tree.map(lambda x: _masked(x, self._mask), aux)
 
-    def _engine(self) -> Engine:
+    def _engine(self, norm: Norm = EXACT, key: PRNGKeyArray | None = None) -> Engine:
         """The traced loss and the parameters, ready for one microbatch after the other."""
-        traced = trace(self._loss, self._params, self._batch, self._rules)
-        return Engine(self._loss, self._params, traced, self._method)
+        check_norm(norm)
+        if isinstance(norm, Exact):
+            traced = trace(self._loss, self._params, self._batch, self._rules)
+            return Engine(self._loss, self._params, traced, self._method)
+        if key is None:
+            raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
+        traced = trace(self._loss, self._params, self._batch, self._rules, norm)
+        return Engine(self._loss, self._params, traced, self._method, key)
+
+    def _rows(self) -> Int[Array, " batch"]:
+        """Places of the examples in the logical batch."""
+        return jnp.arange(self.batch_size)
 
     def _reduce(self, fn: Callable, *per_example: Array) -> tuple[PyTree, PyTree]:
         return reduce_microbatches(fn, self._batch, self._mask, self._microbatch_size, *per_example)

@@ -12,7 +12,7 @@ from jaxdp.per_example._families import Family, finish
 from jaxdp.per_example._operand_views import OperandViews
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Report
-from jaxdp.per_example._uses import is_float
+from jaxdp.per_example._use import is_float
 from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
 from jaxdp.per_example._weighing import Weighing
 
@@ -66,12 +66,14 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     return step(views, {}, *rest)[2]
 
                 _, pull_views = jax.vjp(view, totals)
-                probes = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
+                unbatched = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
                 thresholds = {leaf: shadow_of(args, leaf).threshold for leaf in leaves}
-                return outs, (pull, pull_views, integers, probes, thresholds, consts)
+                found = {leaf: shadow_of(args, leaf).key for leaf in leaves}
+                keys = {leaf: key for leaf, key in found.items() if key is not None}
+                return outs, (pull, pull_views, integers, unbatched, thresholds, keys, consts)
 
             def bwd(residuals: Any, cts: Any) -> tuple[list[Array], None, None]:
-                pull, pull_views, integers, probes, thresholds, consts = residuals
+                pull, pull_views, integers, unbatched, thresholds, keys, consts = residuals
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
@@ -80,7 +82,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
-                    norm, found = finish(family, inner, threshold, nothing, mine, probes)
+                    norm, found = finish(family, inner, threshold, nothing, mine, unbatched, keys)
                     norms[first] = norm[0]
                     totals.update(found)
                 (leaf_totals,) = pull_views(totals)
@@ -109,22 +111,25 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
     def moves(entry: Entry, arrays: Any) -> Any:
         if isinstance(entry, Plain):
             return is_float(arrays)
-        return False, {leaf: jax.tree.map(lambda _: True, s._replace(threshold=None)) for leaf, s in arrays[1].items()}
+        return False, {
+            leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None)) for leaf, s in arrays[1].items()
+        }
 
-    def no_thresholds(entry: Entry, flags: Any, arrays: Any) -> Any:
+    def no_constants(entry: Entry, flags: Any, arrays: Any) -> Any:
         if isinstance(entry, Plain):
             return flags
         value, shadows = flags
+        still = lambda x: None if x is None else False
         return value, {
-            leaf: s._replace(threshold=None if arrays[1][leaf].threshold is None else False)
+            leaf: s._replace(threshold=still(arrays[1][leaf].threshold), key=still(arrays[1][leaf].key))
             for leaf, s in shadows.items()
         }
 
     flags = (
         jax.tree.map(lambda _: True, reports),
-        [no_thresholds(x, moves(x, a), a) for x, a in zip(constants, held, strict=True)],
+        [no_constants(x, moves(x, a), a) for x, a in zip(constants, held, strict=True)],
         [is_float(x) for x in state],
-        [no_thresholds(x, moves(x, a), a) for x, a in zip(cut, slices, strict=True)],
+        [no_constants(x, moves(x, a), a) for x, a in zip(cut, slices, strict=True)],
     )
     leaves, treedef = jax.tree.flatten(args)
     moving = [x for x, flag in zip(leaves, jax.tree.leaves(flags), strict=True) if flag]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 from jaxdp.norms import (
     NOTHING,
     Cost,
+    NormChoice,
     NormRule,
-    Rule,
+    estimate_cost,
     gram_cost,
     norm_rule,
     product_cost,
@@ -19,8 +20,9 @@ from jaxdp.norms import (
     sum_cost,
 )
 from jaxdp.per_example._families import Part
+from jaxdp.per_example._gathered import Gathered
 from jaxdp.per_example._rewrite import Loop, Site
-from jaxdp.per_example._uses import Elementwise, Gathered
+from jaxdp.per_example._use import Elementwise
 
 _WORD = 4.0  # bytes of a float32
 
@@ -40,7 +42,7 @@ def runs(loops: Iterable[Loop]) -> int:
 def norm_of_use(site: Site) -> Priced:
     """Squared norm of one run's gradient."""
     if site.sizes is not None:
-        return outer_norm(*site.sizes, site.use.rule)
+        return outer_norm(*site.sizes, site.use.choice)
     if isinstance(site.use, Gathered):
         return Priced("rows", rows_norm_cost(*_rows(site)))
     size, output = _size(site), _output(site)
@@ -49,13 +51,16 @@ def norm_of_use(site: Site) -> Priced:
     return Priced("one gradient at a time", Cost(2.0 * (output + size), _WORD * (output + 3 * size)))
 
 
-def outer_norm(k: int, t: int, c: int, p: int, rule: Rule | None) -> Priced:
+def outer_norm(k: int, t: int, c: int, p: int, choice: NormChoice) -> Priced:
     """Squared norm of A_k^T G_k for each k."""
-    how: NormRule = norm_rule(k, t, c, p, rule)
+    how: NormRule = norm_rule(k, t, c, p, choice)
+    estimator = choice.estimator(k, t, c, p)
+    if estimator is not None:
+        return Priced(how, estimate_cost(k, t, c, p, estimator))
     return Priced(how, gram_cost(k, t, c, p) if how == "Gram" else product_cost(k, t, c, p))
 
 
-def joint_norm(parts: Sequence[Part], rule: Rule | None) -> Priced:
+def joint_norm(parts: Sequence[Part]) -> Priced:
     """Squared norm of the sum of several runs' and uses' factored gradients, cross terms included."""
     tables = [part for part in parts if isinstance(part.use, Gathered)]
     products = [part for part in parts if part.site.sizes is not None]
@@ -67,7 +72,12 @@ def joint_norm(parts: Sequence[Part], rule: Rule | None) -> Priced:
     if products:
         k, _, c, p = products[0].site.sizes or (1, 1, 1, 1)
         t = sum(part.steps * (part.site.sizes or (1, 1, 1, 1))[1] for part in products)
-        outer = outer_norm(k, t, c, p, rule)
+        choice = parts[0].use.choice.plain() if tables else parts[0].use.choice
+        estimator = choice.estimator(k, t, c, p)
+        outer = outer_norm(k, t, c, p, choice)
+        if estimator is not None:
+            # Lookups only lengthen the sequence: sketches add up.
+            return Priced(f"{outer.rule}, joint", estimate_cost(k, t + looked_up, c, p, estimator))
         found.append(outer.rule)
         # Inner products of each looked-up row with each output cotangent.
         cross = Cost(2.0 * t * looked_up * (width + 1), _WORD * 3 * t * looked_up)

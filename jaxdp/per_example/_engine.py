@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._closing import closing
@@ -15,9 +15,10 @@ from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._operand_views import OperandViews
 from jaxdp.per_example._plan import Assignment, Traced, assign, own_key, weight_of, zero_total
+from jaxdp.per_example._probes import each_example_draws, probe_keys
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Mode, Report
-from jaxdp.per_example._values import Shadow
+from jaxdp.per_example._values import ProbeKeys, Shadow
 from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
 
 PyTree = Any
@@ -31,12 +32,13 @@ class Engine:
     params: PyTree
     traced: Traced
     method: str
+    key: PRNGKeyArray | None = None
 
-    def squared_norms(self, batch: PyTree, groups: Groups) -> Float[Array, "batch groups"]:
-        """Squared norm of every example's gradient in every group."""
+    def squared_norms(self, batch: PyTree, groups: Groups, rows: Int[Array, " batch"]) -> Float[Array, "batch groups"]:
+        """Squared norm of every example's gradient in every group; `rows` are the examples' places in the batch."""
         if self.method == "materialize":
             return stacked_squared_norms(materialize(self.loss, self.params, batch).grads, groups)
-        found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)))
+        found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)), rows=rows)
         return found.norms(jnp.ones(found.size, jnp.float32))
 
     def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
@@ -55,6 +57,7 @@ class Engine:
         groups: Groups,
         weight_fn: Callable,
         thresholds: Float[Array, " groups"] | None,
+        rows: Int[Array, " batch"],
     ) -> tuple[Float[Array, "batch groups"], PyTree]:
         """Squared norms and the clipped sum. Examples that are not alive have norm zero and are left out."""
         weigh = weighing(weight_fn, thresholds is not None)
@@ -64,7 +67,7 @@ class Engine:
             weights = weigh(norms, None if thresholds is None else thresholds[None, :])
             return norms, stacked_weighted_sum(grads, jnp.where(alive[:, None], weights, 0), groups)
         assignment = assign(self.traced, groups, self.method, _size(batch))
-        found = self._pass(batch, groups, assignment, weigh, thresholds)
+        found = self._pass(batch, groups, assignment, weigh, thresholds, rows)
         norms, totals = found.clipped(alive.astype(jnp.float32))
         return norms, self._tree(totals)
 
@@ -75,9 +78,11 @@ class Engine:
         assignment: Assignment,
         weigh: Weighing = NO_WEIGHTS,
         thresholds: Array | None = None,
+        rows: Int[Array, " batch"] | None = None,
     ) -> "_Pass":
         leaves = jax.tree.leaves(self.params)
-        return _Pass(self.traced, leaves, batch, groups, assignment, weigh, thresholds)
+        keys = {} if rows is None or self.key is None else probe_keys(self.traced, self.key, rows)
+        return _Pass(self.traced, leaves, batch, groups, assignment, weigh, thresholds, keys)
 
     def _tree(self, leaves: Sequence[Array]) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(self.params), leaves)
@@ -99,10 +104,12 @@ class _Pass:
         assignment: Assignment,
         weigh: Weighing,
         thresholds: Array | None,
+        keys: dict[int, ProbeKeys],
     ) -> None:
         self.traced, self.leaves, self.batch, self.groups = traced, leaves, batch, groups
         self.assignment, self.weigh, self.thresholds = assignment, weigh, thresholds
-        self.size = _size(batch)
+        self.size, self.keys = _size(batch), keys
+        self._each_example_keys = 0 if each_example_draws(traced.randomized) else None
         modes = assignment.modes
         wrapped = {body: closing(families, weigh) for body, families in assignment.closings.items()}
         stacks = dict(enumerate(groups.stacks))
@@ -115,15 +122,18 @@ class _Pass:
 
         limits = {leaf: by_leaf(leaf) for leaf in range(len(leaves))}
 
-        def run(x: PyTree, totals: list[Array], owns: Any, slots: Any, reports: Any) -> tuple[Array, Any]:
-            rewriter = Rewriter(modes, stacks, weigh, reports, wrapped, (), dict(traced.sites), traced.rules)
-            shadows = [Shadow(t, owns.get(i), slots[i], limits[i]) for i, t in enumerate(totals)]
+        def run(x: PyTree, keys: Any, totals: list[Array], owns: Any, slots: Any, reports: Any) -> tuple[Array, Any]:
+            rewriter = Rewriter(
+                modes, stacks, weigh, reports, wrapped, (), dict(traced.sites), traced.rules, traced.randomized
+            )
+            shadows = [Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i)) for i, t in enumerate(totals)]
             weights = [weight_of(i, leaf, s) for i, (leaf, s) in enumerate(zip(leaves, shadows, strict=True))]
             value, emitted = traced.evaluate(rewriter, weights, x)
             return value, emitted
 
         def batched(*args: Any) -> tuple[tuple[Array, Any], Any]:
-            values, emitted = jax.vmap(run, in_axes=(0, None, 0, 0, 0))(batch, *args)
+            axes = (0, self._each_example_keys, None, 0, 0, 0)
+            values, emitted = jax.vmap(run, in_axes=axes)(batch, keys, *args)
             gates = {key: x.gate for key, x in emitted.items()}
             return (values, gates), {key: x.kept for key, x in emitted.items()}
 
@@ -167,12 +177,12 @@ class _Pass:
         for family, numbers in self.assignment.families:
             mine = self._mine(family, reports)
 
-            def of_one(mine: dict[Key, Report], family: Any = family) -> Array:
+            def of_one(mine: dict[Key, Report], keys: Any, family: Any = family) -> Array:
                 canonical = {p.key: p.canonical(mine[p.key]) for m in family.members for p in m.parts}
-                return group_norms(family.num_groups, family.members, canonical)
+                return group_norms(family.num_groups, family.members, canonical, keys)
 
             if mine:
-                pieces.append((numbers, jax.vmap(of_one)(mine)))
+                pieces.append((numbers, jax.vmap(of_one, in_axes=(0, self._each_example_keys))(mine, self.keys)))
         return add_up(len(self.groups), pieces)
 
     def _mine(self, family: Any, reports: dict[Key, Report]) -> dict[Key, Report]:
@@ -188,9 +198,13 @@ class _Pass:
             if not family.members:
                 continue
             limits = None if self.thresholds is None else spread(self.thresholds, numbers)
-            probes = {m.leaf: jnp.zeros(1, jnp.float32) for m in family.members}
-            one = lambda others, mine, f=family, t=limits, p=probes: finish(f, self.weigh, t, others, mine, p)
-            own_norms, sums = jax.vmap(one, out_axes=(0, None))(spread(norms, numbers), self._mine(family, reports))
+            unbatched = {m.leaf: jnp.zeros(1, jnp.float32) for m in family.members}
+
+            def one(others: Array, mine: Any, keys: Any, f: Any = family, t: Any = limits, u: Any = unbatched) -> Any:
+                return finish(f, self.weigh, t, others, mine, u, keys)
+
+            mapped = jax.vmap(one, in_axes=(0, 0, self._each_example_keys), out_axes=(0, None))
+            own_norms, sums = mapped(spread(norms, numbers), self._mine(family, reports), self.keys)
             pieces.append((numbers, own_norms))
             found.update(sums)
         done = {group for groups, _ in pieces for group in groups}
@@ -223,7 +237,7 @@ class _Pass:
         example = jax.tree.map(lambda x: x[0], self.batch)
 
         def view(totals: list[Array]) -> dict[Key, Array]:
-            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf], jnp.float32), None) for leaf, t in enumerate(totals)]
+            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf], jnp.float32)) for leaf, t in enumerate(totals)]
             weights = [weight_of(i, x, s) for i, (x, s) in enumerate(zip(self.leaves, shadows, strict=True))]
             return self.traced.evaluate(views, weights, example)[1]
 

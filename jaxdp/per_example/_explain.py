@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxdp.norms import Cost
+from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._api import Method, check_method
 from jaxdp.per_example._costs import (
@@ -22,13 +22,13 @@ from jaxdp.per_example._costs import (
     training_flops,
 )
 from jaxdp.per_example._explanation import Explanation, PlannedUse
-from jaxdp.per_example._families import Family, Member, adds_up, joint_rule, reused
+from jaxdp.per_example._families import Family, Member, adds_up, reused
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign, factor_bytes, trace
 from jaxdp.per_example._rewrite import Site
 from jaxdp.per_example._rules import check_rules, primitive_of
 from jaxdp.per_example._taps import Mode
-from jaxdp.per_example._uses import Elementwise
+from jaxdp.per_example._use import Elementwise
 from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
@@ -44,6 +44,7 @@ def explain(
     groups: GroupSpec = "all",
     method: Method = "auto",
     rules: Mapping[str, Any] | None = None,
+    norm: Norm = EXACT,
     has_aux: bool = False,
 ) -> Explanation:
     r"""How a clipped sum is found at every use of every parameter, and what that is predicted to cost.
@@ -51,8 +52,9 @@ def explain(
     Nothing is computed: the loss is traced and the same decisions are taken as in
     `per_example_grad(loss, method=method, rules=rules)(params, batch).clipped_sum(..., groups)`. Printed, the result is
     a table. For one use with factors $A_i \in R^{T \times C}$, $G_i \in R^{T \times P}$ and gradient $A_i^\top G_i$,
-    the norm by Gram matrices takes $2 T^2 (C + P + 1)$ operations, by the product $2 (T + 1) C P$, and the sum
-    $2 T C P$; the cheaper way is judged by operations and memory traffic at the rates of the default backend.
+    the norm by Gram matrices takes $2 T^2 (C + P + 1)$ operations, by the product $2 (T + 1) C P$, by k random probes
+    about $2 T k (C + P)$ (with memory $k (T + C + P)$), and the sum $2 T C P$; the cheaper way is judged by operations
+    and memory traffic at the rates of the default backend.
 
     Args:
       loss: the loss of one example, as for `per_example_grad`.
@@ -61,6 +63,7 @@ def explain(
       groups: the clipping groups, as for `jaxdp.transforms.clip`.
       method: as for `per_example_grad`.
       rules: as for `per_example_grad`: from paths as they are printed here to `"gram"` or `"materialize"`.
+      norm: how norms are found, as for `jaxdp.transforms.clip`.
       has_aux: whether the loss returns a pair.
 
     Returns:
@@ -83,9 +86,10 @@ def explain(
     """
     check_method(method)
     check_rules(rules, method)
+    check_norm(norm)
     _check.check_params(params)
     size = _check.check_batch(batch, None)
-    traced = trace(_check.call_loss(loss, has_aux), params, batch, rules)
+    traced = trace(_check.call_loss(loss, has_aux), params, batch, rules, None if isinstance(norm, Exact) else norm)
     resolved = resolve_groups(groups, params, traced.stacks)
     leaves = jax.tree.leaves(params)
     plan = None if method == "materialize" else assign(traced, resolved, method, size)
@@ -154,7 +158,7 @@ class _Rows:
         """A leaf whose factors are reported to the end of the pass or of a loop's step."""
         family, member, where = self._member(leaf)
         apart = adds_up([part.site for part in member.parts], [part.steps for part in member.parts])
-        joint = None if apart else joint_norm(member.parts, joint_rule(member))
+        joint = None if apart else joint_norm(member.parts)
         rows = []
         for i, part in enumerate(member.parts):
             site, every = part.site, runs(part.site.loops)

@@ -13,9 +13,10 @@ class PlannedUse:
       primitive: the equation that consumes it; `"value"` where it becomes an ordinary value, a loop's state, say.
       inside: loops and checkpoints around it, e.g. `"scan[12] checkpoint"`.
       rule: how the norm is found. `"Gram"`, `"product"` or `"tiled product"` of the factors; `"product, once"` for
-        both the norm and the sum; `"rows"` of a table, sorted; `"elementwise"`; `"one gradient at a time"`, by the
-        equation's own derivative; `"own gradient (B x leaf)"`, stored for each example. `", joint"` where several runs
-        or uses make one norm, whose cost stands in the row of the first.
+        both the norm and the sum; `"Hutchinson"` or `"Hutch++"`, estimated from random probes; `"rows"` of a table,
+        sorted; `"elementwise"`; `"one gradient at a time"`, by the equation's own derivative; `"own gradient (B x
+        leaf)"`, stored for each example. `", joint"` where several runs or uses make one norm, whose cost stands in the
+        row of the first.
       clipped: where the weight is known and the sum is made: `"in the use"`, `"in the loop step"`, `"end of pass"` or
         `"second pass"`.
       groups: the clipping groups of the parameter's entries.

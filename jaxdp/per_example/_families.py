@@ -7,15 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxdp.norms import Rule, mixed_squared_norm, outer_squared_norm, row_squared_norm
+from jaxdp.norms import NormChoice, factored_squared_norm, mixed_factored_squared_norm, row_squared_norm
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._rewrite import Loop, Site
 from jaxdp.per_example._taps import Key, Report
+from jaxdp.per_example._use import Escaped, Layout, Outer, Rows, Use
 from jaxdp.per_example._use_clipping import clipped, contracted
-from jaxdp.per_example._uses import Escaped, Layout, Outer, Rows, Use
-from jaxdp.per_example._values import Path, wide_dtype
+from jaxdp.per_example._values import Path, ProbeKeys, wide_dtype
 from jaxdp.per_example._weighing import Weighing
 
 
@@ -106,27 +106,29 @@ def finish(
     thresholds: Float[Array, " groups"] | None,
     others: Float[Array, " groups"],
     reports: dict[Key, Report],
-    probes: dict[int, Array],
+    unbatched: dict[int, Array],
+    keys: dict[int, ProbeKeys],
 ) -> tuple[Float[Array, " groups"], dict[Key, Array]]:
     """Squared norms of one example in a family's groups, and the clipped sums over the batch, operand by operand.
 
-    `others` are the squared norms of what else belongs to these groups.
+    `others` are the squared norms of what else belongs to these groups; `unbatched` has an entry of each leaf's sum,
+    and `keys` those of the leaves' probes.
     """
     canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
     last = reused(family)
     rest = [m for m in family.members if m is not last]
-    norms = others + group_norms(family.num_groups, rest, canonical)
+    norms = others + group_norms(family.num_groups, rest, canonical, keys)
     totals = {}
     if last is not None:
         (part,) = last.parts
         report = canonical[part.key]
         threshold = None if thresholds is None else thresholds[0]
-        norm, total = clipped(part.use, weigh, norms[0], threshold, probes[last.leaf], report.kept, report.cts)
+        norm, total = clipped(part.use, weigh, norms[0], threshold, unbatched[last.leaf], report.kept, report.cts)
         norms, totals[part.key] = norm[None], total
     weights = weigh(norms, thresholds)
     for member in rest:
         for part in member.parts:
-            totals[part.key] = _weighted_sum(part, member, weights, canonical[part.key], probes[member.leaf])
+            totals[part.key] = _weighted_sum(part, member, weights, canonical[part.key], unbatched[member.leaf])
     return norms, totals
 
 
@@ -139,14 +141,18 @@ def reused(family: Family) -> Member | None:
     return max(able, key=lambda m: math.prod(m.parts[0].site.cts[0].shape), default=None)
 
 
-def group_norms(num_groups: int, members: Sequence[Member], canonical: dict[Key, Report]) -> Float[Array, " groups"]:
+def group_norms(
+    num_groups: int, members: Sequence[Member], canonical: dict[Key, Report], keys: dict[int, ProbeKeys]
+) -> Float[Array, " groups"]:
     """Squared norms of one example, from factors."""
     if not members:
         return jnp.zeros(num_groups, jnp.float32)
-    return add_up(num_groups, [(member.groups, _entry_norms(member, canonical)) for member in members])
+    return add_up(
+        num_groups, [(member.groups, _entry_norms(member, canonical, keys.get(member.leaf))) for member in members]
+    )
 
 
-def _entry_norms(member: Member, canonical: dict[Key, Report]) -> Float[Array, " entries"]:
+def _entry_norms(member: Member, canonical: dict[Key, Report], key: ProbeKeys | None) -> Float[Array, " entries"]:
     """Squared norm of every entry of one leaf's stack."""
     entries = len(member.groups)
     reports = [canonical[part.key] for part in member.parts]
@@ -155,38 +161,40 @@ def _entry_norms(member: Member, canonical: dict[Key, Report]) -> Float[Array, "
         return norms if norms.shape == (entries,) else jnp.sum(norms.reshape(entries, -1), axis=1)
 
     if adds_up([part.site for part in member.parts], [part.steps for part in member.parts]):
-        apart = [by_entry(_each(_norm_of(part), r, part)) for part, r in zip(member.parts, reports, strict=True)]
+        apart = [by_entry(_each(_norm_of(part), r, part, key)) for part, r in zip(member.parts, reports, strict=True)]
         return sum(apart[1:], apart[0])
 
-    def joint(reports: list[Report]) -> Array:
+    def joint(reports: list[Report], key: ProbeKeys | None) -> Array:
         with_steps = lambda part, r: r if part.repeats else jax.tree.map(lambda x: x[None], r)
         every = [(part, with_steps(part, r)) for part, r in zip(member.parts, reports, strict=True)]
         factors = [part.use.factors(r.kept, r.cts) for part, r in every]
         layouts = [part.use.layout(part.site.axes) if part.site.axes is not None else None for part in member.parts]
-        return _joint_norm(factors, layouts, joint_rule(member))
+        return _joint_norm(factors, layouts, member.parts[0].use.choice, key)
 
-    return by_entry(_each(joint, reports, member.parts[0]))
+    return by_entry(_each(joint, reports, member.parts[0], key))
 
 
-def _each(norm: Callable[[Any], Array], reports: Any, part: Part) -> Float[Array, " slices"]:
+def _each(
+    norm: Callable[[Any, Any], Array], reports: Any, part: Part, key: ProbeKeys | None
+) -> Float[Array, " slices"]:
     """`norm` of every slice, one after the other: only one slice's intermediates are alive."""
-    if part.slices:
-        return jax.lax.map(lambda r: norm(r).astype(jnp.float32), reports)
-    return norm(reports).astype(jnp.float32)[None]
+    if not part.slices:
+        return norm(reports, key).astype(jnp.float32)[None]
+    if key is None or not key.shape:
+        return jax.lax.map(lambda r: norm(r, key).astype(jnp.float32), reports)
+    return jax.lax.map(lambda rk: norm(*rk).astype(jnp.float32), (reports, key.reshape(-1)))
 
 
-def _norm_of(part: Part) -> Callable[[Report], Array]:
+def _norm_of(part: Part) -> Callable[[Report, PRNGKeyArray | None], Array]:
     first = lambda r: jax.tree.map(lambda x: x[0], r) if part.repeats else r
-    return lambda r: part.use.squared_norm(first(r).kept, first(r).cts)
-
-
-def joint_rule(member: Member) -> Rule | None:
-    """How the norm of a leaf with several uses is found, where the user chose."""
-    return next((part.use.rule for part in member.parts if part.use.rule), None)
+    return lambda r, key: part.use.squared_norm(first(r).kept, first(r).cts, key)
 
 
 def _joint_norm(
-    factors: Sequence[Outer | Rows], layouts: Sequence[Layout | None], rule: Rule | None
+    factors: Sequence[Outer | Rows],
+    layouts: Sequence[Layout | None],
+    choice: NormChoice,
+    key: ProbeKeys | None,
 ) -> Float[Array, ""]:
     """Squared norm of a sum of factored gradients of one leaf, cross terms included."""
     rows = [f for f in factors if isinstance(f, Rows)]
@@ -201,18 +209,21 @@ def _joint_norm(
         return row_squared_norm(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
     a, g = (jnp.concatenate(x, axis=1) for x in zip(*outers, strict=True))
     if not rows:
-        return outer_squared_norm(a, g, rule)
-    return mixed_squared_norm(a[0], g[0], *(jnp.concatenate(x) for x in zip(*rows, strict=True)), rule=rule)
+        return factored_squared_norm(a, g, choice, key)
+    ids, values = (jnp.concatenate(x) for x in zip(*rows, strict=True))
+    return mixed_factored_squared_norm(a[0], g[0], ids, values, choice, key)
 
 
-def _weighted_sum(part: Part, member: Member, weights: Float[Array, " groups"], report: Report, probe: Array) -> Array:
+def _weighted_sum(
+    part: Part, member: Member, weights: Float[Array, " groups"], report: Report, unbatched: Array
+) -> Array:
     """Weighted sum over the batch of what one use contributes, with leading axes for the loops that slice it."""
     by_entry = spread(weights, member.groups)
 
     def one(args: tuple[Array, Report]) -> Array:
         weight, factors = args
         use = Repeated(part.use.eqn, part.use.index, one=part.use) if part.repeats else part.use
-        return contracted(use, weight, probe, factors.kept, factors.cts)
+        return contracted(use, weight, unbatched, factors.kept, factors.cts)
 
     if not part.slices:
         return one((by_entry[0], report))

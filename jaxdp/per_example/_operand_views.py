@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Port
-from jaxdp.per_example._uses import Use
+from jaxdp.per_example._use import Use
 from jaxdp.per_example._values import Entry, Path, Plain, Weight
 
 

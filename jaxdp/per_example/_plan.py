@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp.norms import Rule
+from jaxdp.norms import Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins
@@ -17,7 +17,7 @@ from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._rewrite import Loop, Rewriter, Site
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
 from jaxdp.per_example._taps import Key, Mode, Port
-from jaxdp.per_example._uses import Escaped
+from jaxdp.per_example._use import Escaped
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight, wide_dtype
 
 PyTree = Any
@@ -37,6 +37,7 @@ class Traced:
       sites: all taps.
       stacks: for each leaf, the leading axes that loops slice it along at all its uses.
       rules: for leaves for which the user chose, how the norms at their uses are found.
+      randomized: the estimator of norms, where they need not be exact.
       num_bytes: the parameters' size.
     """
 
@@ -45,6 +46,7 @@ class Traced:
     sites: dict[Key, Site]
     stacks: tuple[tuple[int, ...], ...]
     rules: dict[int, Rule]
+    randomized: Randomized | None
     num_bytes: int
 
     def sites_of(self, leaf: int) -> dict[Key, Site]:
@@ -87,18 +89,20 @@ def zero_total(leaf: Array) -> Array:
     return jnp.zeros(jnp.shape(leaf), wide_dtype(leaf.dtype))
 
 
-def trace(loss: Callable, params: PyTree, batch: PyTree, rules: Rules | None = None) -> Traced:
+def trace(
+    loss: Callable, params: PyTree, batch: PyTree, rules: Rules | None = None, randomized: Randomized | None = None
+) -> Traced:
     """Trace the loss of one example and find every use of every leaf."""
     example = example_structs(batch)
     closed, used = loss_jaxpr(loss, params, example)
     leaves = jax.tree.leaves(params)
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), num_bytes)
-    rewriter = Rewriter(modes={}, stacks={}, sites=traced.sites, rules=traced.rules)
+    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes)
+    rewriter = Rewriter(modes={}, stacks={}, sites=traced.sites, rules=traced.rules, randomized=randomized)
 
     def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros((), jnp.float32), None)
+        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros((), jnp.float32))
         return traced.evaluate(rewriter, [weight_of(i, x, shadow(x)) for i, x in enumerate(leaves)], example)[0]
 
     jax.eval_shape(look, leaves, example)

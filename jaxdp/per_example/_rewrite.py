@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdp.norms import Rule
+from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
 from jaxdp.per_example._taps import Key, Mode, Report, tap
-from jaxdp.per_example._uses import Escaped, Use, is_float, use_of
+from jaxdp.per_example._use import Escaped, Use, is_float
+from jaxdp.per_example._uses import use_of
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
 from jaxdp.per_example._views import derive, fixed_outputs, is_derivable
 from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing
@@ -60,6 +61,7 @@ class Rewriter:
       closings: for the body of a scan, what wraps it to clip the groups that are complete inside it.
       loops: bodies and lengths of the scans around.
       rules: for leaves for which the user chose, how the norms at their uses are found.
+      randomized: the estimator of norms, where they need not be exact.
       remat: whether there is a checkpoint around.
     """
 
@@ -71,6 +73,7 @@ class Rewriter:
     loops: tuple[tuple[Path, int], ...] = ()
     sites: dict[Key, Site] = dataclasses.field(default_factory=dict)
     rules: dict[int, Rule] = dataclasses.field(default_factory=dict)
+    randomized: Randomized | None = None
     remat: bool = False
 
     def run(
@@ -108,11 +111,12 @@ class Rewriter:
         if is_derivable(eqn, operands):
             return derive(eqn, operands), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
-        uses = {i: use_of(eqn, i, several, self._rule(x)) for i, x in enumerate(operands) if isinstance(x, Weight)}
+        uses = {i: use_of(eqn, i, several, self._choice(x)) for i, x in enumerate(operands) if isinstance(x, Weight)}
         return self._tap(lambda values: eval_eqn(eqn, values), uses, operands, path)
 
-    def _rule(self, weight: Weight) -> Rule | None:
-        return next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
+    def _choice(self, weight: Weight) -> NormChoice:
+        rule: Rule | None = next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
+        return NormChoice(rule, self.randomized)
 
     def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
         fixed = all(x.fixed for x in operands if isinstance(x, Plain))
@@ -323,13 +327,15 @@ def _rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> An
     if isinstance(before, Plain) or isinstance(after, Plain):
         return before.value
 
-    def cut(leaf: int) -> bool:
-        return len(before.stack) < len(after.stack) <= len(stacks.get(leaf, ()))
+    deeper = len(before.stack) < len(after.stack)
 
-    shadows = before.shadows
-    return before.value, {
-        leaf: s if cut(leaf) else s._replace(slot=None, threshold=None) for leaf, s in shadows.items()
-    }
+    def cut(leaf: int, shadow: Shadow) -> Shadow:
+        if not deeper or len(after.stack) > len(stacks.get(leaf, ())):
+            shadow = shadow._replace(slot=None, threshold=None)
+        # Keys tell the entries of a stack apart even where these share a group.
+        return shadow if deeper and shadow.key is not None and shadow.key.shape else shadow._replace(key=None)
+
+    return before.value, {leaf: cut(leaf, shadow) for leaf, shadow in before.shadows.items()}
 
 
 def _with_uncut(before: Entry, rows: Any) -> Any:
@@ -340,7 +346,9 @@ def _with_uncut(before: Entry, rows: Any) -> Any:
 
     def whole(leaf: int, shadow: Shadow) -> Shadow:
         outer = before.shadows[leaf]
-        return shadow._replace(slot=outer.slot, threshold=outer.threshold) if shadow.slot is None else shadow
+        if shadow.slot is None:
+            shadow = shadow._replace(slot=outer.slot, threshold=outer.threshold)
+        return shadow._replace(key=outer.key) if shadow.key is None else shadow
 
     return value, {leaf: whole(leaf, shadow) for leaf, shadow in shadows.items()}
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdp.per_example._batching import force_batched
+from jaxdp.per_example._use import Use, is_float
 from jaxdp.per_example._use_clipping import clipped, contracted
-from jaxdp.per_example._uses import Use, is_float
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
 from jaxdp.per_example._weighing import Weighing
 
@@ -81,17 +81,17 @@ def tap(
 
     def fwd(values: Any, shadows: list[Shadow], reports: Any, others: Any, consts: Any) -> tuple[Any, Any]:
         every = {**values, **others}
-        probes = [shadow.total.reshape(-1)[:1] for shadow in shadows]
-        thresholds = [shadow.threshold for shadow in shadows]
-        residuals = ({i: every[i] for i in saved}, probes, thresholds, consts)
+        unbatched = [shadow.total.reshape(-1)[:1] for shadow in shadows]
+        limits = [(shadow.threshold, shadow.key) for shadow in shadows]
+        residuals = ({i: every[i] for i in saved}, unbatched, limits, consts)
         return forward(values, others, _anchor(shadows)), residuals
 
     def bwd(residuals: tuple[Any, ...], cotangents: tuple[list[Array], list[Array]]) -> tuple[Any, ...]:
-        (kept, probes, thresholds, consts), (out_cts, gate_cts) = residuals, cotangents
+        (kept, unbatched, limits, consts), (out_cts, gate_cts) = residuals, cotangents
         cts = [ct for ct in out_cts if is_float(ct)]
         report_cts: dict[Port, Report] = {}
         shadow_cts = []
-        for port, gate_ct, probe, threshold in zip(ports, gate_cts, probes, thresholds, strict=True):
+        for port, gate_ct, one, (threshold, key) in zip(ports, gate_cts, unbatched, limits, strict=True):
             use, mode = uses[port.operand], modes[port.leaf]
             shadow = weights[port.operand].shadows[port.leaf]
             total = own = norm = None
@@ -99,14 +99,14 @@ def tap(
                 report_cts[port] = _report(use, kept, cts, reports[port])
             elif mode is Mode.CLIP:
                 alone = jnp.zeros((), jnp.float32)
-                norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, probe, kept, cts)
+                norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, one, kept, cts, key)
             elif mode is Mode.OWN:
                 own = use.gradient(kept, cts)
             else:
-                total = contracted(use, gate_ct, probe, kept, cts)
-                norm = use.squared_norm(kept, cts).astype(jnp.float32) if mode is Mode.GHOST else None
+                total = contracted(use, gate_ct, one, kept, cts)
+                norm = use.squared_norm(kept, cts, key).astype(jnp.float32) if mode is Mode.GHOST else None
             total = None if total is None else total.astype(shadow.total.dtype)
-            shadow_cts.append(Shadow(total, own, norm, None))  # pyright: ignore[reportArgumentType]
+            shadow_cts.append(Shadow(total, own, norm))  # pyright: ignore[reportArgumentType]
         other_cts: dict[int, Any] = dict.fromkeys(others)
         if movable:
             use = next(iter(uses.values()))

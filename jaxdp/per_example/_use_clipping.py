@@ -4,28 +4,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxdp.per_example._batching import over_batch
-from jaxdp.per_example._uses import Use
+from jaxdp.per_example._use import Use
 from jaxdp.per_example._weighing import Weighing
 
 
 def contracted(
-    use: Use, weight: Float[Array, ""], probe: Array, operands: dict[int, Array], cts: Sequence[Array]
+    use: Use, weight: Float[Array, ""], unbatched: Array, operands: dict[int, Array], cts: Sequence[Array]
 ) -> Array:
     """The use's weighted sum over the batch, without a batch axis."""
 
     def contract(
-        batched: Any, probe: Array, weight: Array, operands: dict[int, Array], cts: list[Array]
+        batched: Any, unbatched: Array, weight: Array, operands: dict[int, Array], cts: list[Array]
     ) -> tuple[Array]:
-        del probe
+        del unbatched
         size = next(x.shape[0] for x, b in zip((weight, *cts), (batched[0], *batched[2]), strict=True) if b)
         full = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))
         all_cts = [full(ct, b) for ct, b in zip(cts, batched[2], strict=True)]
         return (use.weighted_sum(full(weight, batched[0]), operands, batched[1], all_cts),)
 
-    return over_batch(contract, (False,), probe, weight, operands, list(cts))[0]
+    return over_batch(contract, (False,), unbatched, weight, operands, list(cts))[0]
 
 
 def clipped(
@@ -33,14 +33,15 @@ def clipped(
     weigh: Weighing,
     others: Float[Array, ""],
     threshold: Float[Array, ""] | None,
-    probe: Array,
+    unbatched: Array,
     operands: dict[int, Array],
     cts: Sequence[Array],
+    key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, ""], Array]:
     """The group's squared norm (this use's and the `others`'), and this use's clipped sum over the batch."""
     if not use.reuses_gradient(cts):
-        norm = others + use.squared_norm(operands, cts).astype(jnp.float32)
-        return norm, contracted(use, weigh(norm, threshold), probe, operands, cts)
+        norm = others + use.squared_norm(operands, cts, key).astype(jnp.float32)
+        return norm, contracted(use, weigh(norm, threshold), unbatched, operands, cts)
 
     def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array]) -> Any:
         rest_batched, operands_batched, cts_batched = batched
@@ -53,5 +54,7 @@ def clipped(
         norms, total = use.clipped(weights, rest, operands, operands_batched, all_cts)
         return rest[0] + norms.astype(jnp.float32), total
 
-    norm, total = over_batch(clip, (True, False), (probe, list(weigh.consts)), (others, threshold), operands, list(cts))
+    norm, total = over_batch(
+        clip, (True, False), (unbatched, list(weigh.consts)), (others, threshold), operands, list(cts)
+    )
     return norm, total

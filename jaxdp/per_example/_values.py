@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 Path = tuple[int, ...]
+ProbeKeys = Key[Array, "..."]  # one, or one for each entry of a leaf's stack
 
 
 def wide_dtype(dtype: Any) -> Any:
@@ -18,13 +19,15 @@ class Shadow(NamedTuple):
     """What follows one parameter leaf along a weight; the cotangents of `total`, `own` and `slot` are the results.
 
     The tangents start as zeros, follow the weight through every reshape and slice, and take no part in the forward
-    pass. `slot` and `threshold` have one entry for each entry of the leaf's stack and are sliced with it by loops.
+    pass. `slot`, `threshold` and `key` have one entry for each entry of the leaf's stack and are sliced with it by
+    loops.
     """
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
     slot: Array  # float32, one per example: its cotangent is the squared norm
-    threshold: Array | None  # what the clipping weight is computed with, beside the squared norm
+    threshold: Array | None = None  # what the clipping weight is computed with, beside the squared norm
+    key: ProbeKeys | None = None  # of the probes that this gradient's norm is estimated from
 
 
 @dataclasses.dataclass(frozen=True)

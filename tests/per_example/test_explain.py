@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import jaxdp
-from jaxdp.norms import norm_rule, outer_squared_norm, prefers_reuse
+from jaxdp.norms import outer_squared_norm, prefers_reuse
+from jaxdp.norms._exact import exact_rule
 from tests.per_example.model_zoo import BATCH, ZOO, Case, layer_norm, normal, weights
 
 TOLERANCE = 1e-5
@@ -78,7 +79,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int, int]]:
 
     for name, rule in (("gram", "Gram"), ("vector", "Gram"), ("product", "product"), ("tiled", "tiled product")):
         record("jaxdp.norms._exact", f"_{name}_squared_norm", rule)
-    record("jaxdp.per_example._uses", "clipped_outer_sum", "product, once")
+    record("jaxdp.per_example._contracted", "clipped_outer_sum", "product, once")
     return seen
 
 
@@ -310,10 +311,10 @@ def test_rules_that_do_not_fit_are_refused(rules: dict, method: str, message: st
     [((1, 1, 512, 512), "Gram", False), ((1, 32, 512, 512), "Gram", False), ((1, 1024, 512, 512), "product", True)],
 )
 def test_short_sequences_use_gram_matrices_and_long_ones_the_product(sizes, rule: str, reuse: bool) -> None:
-    assert norm_rule(*sizes) == rule
+    assert exact_rule(*sizes) == rule
     assert prefers_reuse(*sizes) is reuse
-    assert norm_rule(*sizes, "gram") == "Gram" and not prefers_reuse(*sizes, "gram")
-    assert norm_rule(*sizes, "materialize") == "product" and prefers_reuse(*sizes, "materialize")
+    assert exact_rule(*sizes, "gram") == "Gram" and not prefers_reuse(*sizes, "gram")
+    assert exact_rule(*sizes, "materialize") == "product" and prefers_reuse(*sizes, "materialize")
 
 
 @pytest.mark.quick
@@ -324,7 +325,7 @@ def test_traffic_counts_beside_arithmetic(monkeypatch: pytest.MonkeyPatch) -> No
     sizes = (1, 100, 150, 150)
     for machine, rule in ((Machine(1e9, 1e15), "product"), (Machine(1e15, 1e9), "Gram")):
         monkeypatch.setattr("jaxdp.norms._exact.default_machine", lambda machine=machine: machine)
-        assert norm_rule(*sizes) == rule
+        assert exact_rule(*sizes) == rule
 
 
 def largest(jaxpr) -> int:

@@ -1,0 +1,81 @@
+"""How the squared norm of one use's gradient is found: the cheapest way among those that were asked for."""
+
+import dataclasses
+from typing import Literal
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
+from jaxdp.norms._estimators import Hutchinson, HutchPP, Randomized
+from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_squared_norm, outer_squared_norm
+from jaxdp.norms._sketches import estimated_mixed_squared_norm, estimated_squared_norm
+
+NormRule = ExactRule | Literal["Hutchinson", "Hutch++"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NormChoice:
+    """What was asked for at a use of a leaf.
+
+    Attributes:
+      rule: the exact way that the user chose for this leaf.
+      randomized: the estimator to take where it is cheaper than exact ways; not where a rule was chosen.
+    """
+
+    rule: Rule | None = None
+    randomized: Randomized | None = None
+
+    def plain(self) -> "NormChoice":
+        """With probes alone, where Hutch++ has no rule."""
+        if not isinstance(self.randomized, HutchPP):
+            return self
+        return NormChoice(self.rule, Hutchinson(self.randomized.probes, self.randomized.sharing))
+
+    def estimator(self, k: int, t: int, c: int, p: int) -> Randomized | None:
+        """The estimator, for factors of sizes for which it is the cheapest way."""
+        if self.randomized is None or self.rule is not None:
+            return None
+        seconds = default_machine().seconds
+        exact = min(seconds(gram_cost(k, t, c, p)), seconds(product_cost(k, t, c, p)))
+        return self.randomized if seconds(estimate_cost(k, t, c, p, self.randomized)) < exact else None
+
+
+ANY_EXACT = NormChoice()
+
+
+def norm_rule(k: int, t: int, c: int, p: int, choice: NormChoice) -> NormRule:
+    """How `factored_squared_norm` goes about factors of these sizes."""
+    estimator = choice.estimator(k, t, c, p)
+    if estimator is None:
+        return exact_rule(k, t, c, p, choice.rule)
+    return "Hutch++" if isinstance(estimator, HutchPP) else "Hutchinson"
+
+
+def factored_squared_norm(
+    a: Float[Array, "k t c"], g: Float[Array, "k t p"], choice: NormChoice, key: PRNGKeyArray | None
+) -> Float[Array, ""]:
+    r"""$\sum_k \|A_k^\top G_k\|_F^2$, as `norm_rule` says; `key` is that of this gradient's probes."""
+    estimator = choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2])
+    if estimator is None:
+        return outer_squared_norm(a, g, choice.rule)
+    return estimated_squared_norm(a, g, _given(key), estimator)
+
+
+def mixed_factored_squared_norm(
+    a: Float[Array, "t v"],
+    g: Float[Array, "t p"],
+    ids: Int[Array, " s"],
+    rows: Float[Array, "s p"],
+    choice: NormChoice,
+    key: PRNGKeyArray | None,
+) -> Float[Array, ""]:
+    r"""$\|A^\top G + \sum_s e_{ids_s} rows_s^\top\|_F^2$, likewise."""
+    estimator = choice.plain().estimator(1, a.shape[0], a.shape[1], g.shape[1])
+    if estimator is None:
+        return mixed_squared_norm(a, g, ids, rows, choice.rule)
+    return estimated_mixed_squared_norm(a, g, ids, rows, _given(key), estimator)
+
+
+def _given(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    assert key is not None, "an estimated norm needs a key for its probes"
+    return key

@@ -1,0 +1,121 @@
+"""Uses in matrix products."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxdp.norms import clipped_outer_sum, factored_squared_norm, prefers_reuse
+from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
+
+
+class Contracted(Use):
+    """`dot_general` with any contracting and batch dimensions: an outer product of two factors."""
+
+    def _dims(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Contracting and batch dimensions of the weight and of the other operand."""
+        contract, batch = self.eqn.params["dimension_numbers"]
+        other = 1 - self.index
+        return (
+            tuple(contract[self.index]),
+            tuple(contract[other]),
+            tuple(batch[self.index]),
+            tuple(batch[other]),
+        )
+
+    def _factors(self, x: Array, ct: Array, lead: int) -> tuple[Array, Array]:
+        """Input `[*lead, K, T, C]` and output cotangent `[*lead, K, T, P]`; the gradient is A^T G for each k."""
+        _, x_contract, _, x_batch = self._dims()
+        dims = range(x.ndim - lead)
+        x_free = [d for d in dims if d not in x_contract and d not in x_batch]
+        nb, nt = len(x_batch), len(x_free)
+        np_ = ct.ndim - lead - nb - nt
+        head = list(range(lead))
+        a = x.transpose(head + [lead + d for d in (*x_batch, *x_free, *x_contract)])
+        # Free dimensions of the left operand come first in the output.
+        t_at, p_at = (nb, nb + nt) if self.index == 1 else (nb + np_, nb)
+        g = ct.transpose(head + [lead + d for d in (*range(nb), *range(t_at, t_at + nt), *range(p_at, p_at + np_))])
+        lead_shape = a.shape[:lead]
+        k = product(a.shape[lead : lead + nb])
+        t = product(a.shape[lead + nb : lead + nb + nt])
+        return a.reshape(*lead_shape, k, t, -1), g.reshape(*lead_shape, k, t, -1)
+
+    def _unfold(self, kcp: Array) -> Array:
+        """A `[K, C, P]` gradient in the weight operand's own layout."""
+        w_contract, _, w_batch, _ = self._dims()
+        shape = self.eqn.invars[self.index].aval.shape
+        free = [d for d in range(len(shape)) if d not in w_contract and d not in w_batch]
+        order = [*w_batch, *w_contract, *free]
+        full = kcp.reshape([shape[d] for d in order])
+        return full.transpose([order.index(d) for d in range(len(shape))])
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """The full outer product of one example."""
+        a, g = self._factors(operands[1 - self.index], cts[0], 0)
+        return self._unfold(jnp.einsum("ktc,ktp->kcp", wide(a), wide(g), precision="highest"))
+
+    def squared_norm(
+        self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
+    ) -> Float[Array, ""]:
+        """From the factors, without the outer product where that is cheaper."""
+        a, g = self._factors(operands[1 - self.index], cts[0], 0)
+        return factored_squared_norm(wide(a), wide(g), self.choice, key)
+
+    def weighted_sum(
+        self,
+        weights: Float[Array, " batch"],
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Sequence[Array],
+    ) -> Array:
+        """One matrix product over the batch and the sequence."""
+        x, ct = wide(operands[1 - self.index]), wide(cts[0])
+        scaled = lambda y: weights.astype(y.dtype).reshape((-1,) + (1,) * (y.ndim - 1)) * y
+        if not batched[1 - self.index]:
+            a, g = self._factors(x, jnp.sum(scaled(ct), axis=0), 0)
+            return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
+        # The smaller factor takes the weights, since what is scaled is held once more.
+        a, g = self._factors(scaled(x), ct, 1) if x.size < ct.size else self._factors(x, scaled(ct), 1)
+        return self._unfold(jnp.einsum("bktc,bktp->kcp", a, g, precision=self.eqn.params["precision"]))
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """The other operand."""
+        return (1 - self.index,)
+
+    def layout(self, axes: tuple[int, ...]) -> Layout:
+        """Contracted axes belong to the input, free ones to the cotangent."""
+        contract, _, batch, _ = self._dims()
+        free = [d for d in range(len(axes)) if d not in contract and d not in batch]
+        pick = lambda dims: tuple(axes[d] for d in dims)
+        return Layout(pick(batch), pick(contract), pick(free))
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer:
+        """Runs of the equation follow each other along the sequence."""
+        a, g = self._factors(wide(operands[1 - self.index]), wide(cts[0]), 1)
+        along = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1, x.shape[3])
+        return Outer(along(a), along(g))
+
+    def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """K, T, C and P of one example's factors."""
+        contract, _, batch, _ = self._dims()
+        shape = self.eqn.invars[self.index].aval.shape
+        k, c = product([shape[d] for d in batch]), product([shape[d] for d in contract])
+        p = product(shape) // max(1, k * c)
+        return k, product(ct_shape) // max(1, k * p), c, p
+
+    def reuses_gradient(self, cts: Sequence[Any]) -> bool:
+        """Where the gradient costs less than Gram matrices, it is made once for the norm and the sum."""
+        sizes = self.sizes(jnp.shape(cts[0]))
+        return self.choice.estimator(*sizes) is None and prefers_reuse(*sizes, self.choice.rule)
+
+    def clipped(
+        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+    ) -> tuple[Float[Array, " batch"], Array]:
+        """A few examples' gradients at a time: squared, weighted, added up."""
+        other, size = 1 - self.index, cts[0].shape[0]
+        x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
+        a, g = self._factors(wide(x), wide(cts[0]), 1)
+        total, norms = clipped_outer_sum(a, g, weigh, rest, self.eqn.params["precision"])
+        return norms, self._unfold(total)

@@ -1,0 +1,216 @@
+"""One equation's use of one weight: what an example's gradient of that weight looks like.
+
+`Use` itself is the rule for every differentiable primitive: the equation's own VJP. Subclasses know better for the
+primitives that matter, and `_uses.use_of` picks. All methods but `weighted_sum` speak of one example; JAX's `vmap`
+batches them. Results are float32 (float64 for float64 models) whatever the model's dtype.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from jaxdp.norms import ANY_EXACT, NormChoice
+from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
+from jaxdp.per_example._compat import eval_eqn
+from jaxdp.per_example._values import wide_dtype
+
+Operands = dict[int, Any]
+
+
+class Layout(NamedTuple):
+    """Axes of a leaf: those along which slices are independent, and those of the first and the second factor."""
+
+    batch: tuple[int, ...]
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+
+class Outer(NamedTuple):
+    """A gradient A_k^T G_k for each k."""
+
+    a: Float[Array, "k t c"]
+    g: Float[Array, "k t p"]
+
+
+class Rows(NamedTuple):
+    """A gradient that is zero but for some rows, which add up where they are repeated."""
+
+    ids: Int[Array, " t"]
+    rows: Float[Array, "t p"]
+
+
+def wide(x: Array) -> Array:
+    """The same values in float32 or better."""
+    return x.astype(wide_dtype(x.dtype))
+
+
+def is_float(x: Any) -> bool:
+    """Whether a value can carry a gradient."""
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
+def product(shape: Sequence[int]) -> int:
+    """Number of entries."""
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def unbroadcast(x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an elementwise operand of this shape was repeated."""
+    lead = x.ndim - len(shape)
+    repeated = [lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1]
+    return jnp.sum(x, axis=(*range(lead), *repeated), keepdims=True).reshape(shape) if lead or repeated else x
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Use:
+    """The exact fallback: any primitive, through the VJP of that one equation."""
+
+    eqn: Any
+    index: int
+    choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found
+
+    # Operands whose values the backward pass needs; None for all.
+    saved: ClassVar[tuple[int, ...] | None] = None
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """Operands that make the gradient together with the output's cotangent; none where it is kept as it is."""
+        return ()
+
+    def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
+        """Shape of the weight operand, given one example's cotangents."""
+        del cts
+        return self.eqn.invars[self.index].aval.shape
+
+    def layout(self, axes: tuple[int, ...]) -> Layout | None:
+        """Which axes of the leaf the two factors span; `axes` says which one each axis of the operand is."""
+        del axes
+        return None
+
+    def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer | Rows:
+        """The factors of one example's gradient, of several runs of the equation at once (a leading axis)."""
+        raise NotImplementedError("asked of uses with factor_operands only, which have a rule of their own")
+
+    def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int] | None:
+        """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
+        del ct_shape
+        return None
+
+    def reuses_gradient(self, cts: Sequence[Any]) -> bool:
+        """Whether `clipped` is cheaper than the norm and the sum by themselves."""
+        del cts
+        return False
+
+    def clipped(
+        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+    ) -> tuple[Float[Array, " batch"], Array]:
+        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go."""
+        raise NotImplementedError("asked where reuses_gradient says so only, by a rule of its own")
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """One example's gradient of the weight operand, in the operand's shape."""
+
+        return wide(self.pull_back(operands, [self.index], cts)[0])
+
+    def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
+        """Cotangents of the `wanted` operands, in their own dtypes."""
+
+        def apply(*xs: Array) -> list[Array]:
+            full = dict(operands)
+            for i, x in zip(wanted, xs, strict=True):
+                full[i] = x
+            return [out for out in eval_eqn(self.eqn, [full[i] for i in range(len(full))]) if is_float(out)]
+
+        return list(jax.vjp(apply, *[operands[i] for i in wanted])[1](list(cts)))
+
+    def squared_norm(
+        self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
+    ) -> Float[Array, ""]:
+        """Squared norm of `gradient`, of which few are alive at a time; or its estimate, with probes from the key."""
+        del key
+
+        def norm(operands: Operands, cts: Sequence[Array]) -> Array:
+            return jnp.sum(jnp.square(self.gradient(operands, cts)))
+
+        return few_at_a_time(norm, self.eqn.invars[self.index].aval.size, operands, list(cts))
+
+    def weighted_sum(
+        self,
+        weights: Float[Array, " batch"],
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Sequence[Array],
+    ) -> Array:
+        """Sum over the batch of weight * gradient; `batched` tells which operands have a batch axis."""
+        return one_at_a_time_sum(self.gradient, weights, operands, batched, cts)
+
+
+class Elementwise(Use):
+    """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
+
+    def squared_norm(
+        self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
+    ) -> Float[Array, ""]:
+        """Squared norm of `gradient`."""
+        del key
+        return jnp.sum(jnp.square(self.gradient(operands, cts)))
+
+    def weighted_sum(
+        self,
+        weights: Float[Array, " batch"],
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Sequence[Array],
+    ) -> Array:
+        """One reduction over the batch."""
+        axes = {i: 0 if b else None for i, b in batched.items()}
+        grads = jax.vmap(self.gradient, in_axes=(axes, 0))(operands, list(cts))
+        return jnp.einsum("b,b...->...", weights.astype(grads.dtype), grads, precision="highest")
+
+
+class Escaped(Elementwise):
+    """A parameter that becomes an ordinary value (a loop's initial state, say): the gradient is the cotangent."""
+
+    saved = ()
+
+    def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
+        """The cotangent's shape."""
+        return jnp.shape(cts[0]) if self.eqn is None else super().weight_shape(cts)
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """The cotangent."""
+        return wide(cts[0])
+
+
+class Added(Escaped):
+    """`add` and `sub`: the gradient is the output's cotangent, negated for a subtrahend."""
+
+    def _sign(self, index: int, ct: Array) -> Array:
+        return -ct if self.eqn.primitive.name == "sub" and index == 1 else ct
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """The signed cotangent."""
+        return unbroadcast(self._sign(self.index, wide(cts[0])), self.eqn.invars[self.index].aval.shape)
+
+    def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
+        """The signed cotangents: no operand's value is needed, so none is kept for the backward pass."""
+        avals = [self.eqn.invars[i].aval for i in wanted]
+        return [
+            unbroadcast(self._sign(i, cts[0]), aval.shape).astype(aval.dtype)
+            for i, aval in zip(wanted, avals, strict=True)
+        ]
+
+
+class Multiplied(Elementwise):
+    """`mul`: the gradient is the output's cotangent times the other factor."""
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """Elementwise product."""
+        return unbroadcast(wide(cts[0]) * wide(operands[1 - self.index]), self.eqn.invars[self.index].aval.shape)
