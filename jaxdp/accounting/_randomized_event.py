@@ -54,6 +54,7 @@ class RandomizedGaussianDpEvent(DpEvent):
         ValueError: a field out of range.
 
     Example:
+        >>> import dp_accounting
         >>> from jaxdp.accounting import epsilon_of
         >>> step = RandomizedGaussianDpEvent(noise_multiplier=0.7, probes=64)
         >>> run = dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(0.01, step), 2000)
