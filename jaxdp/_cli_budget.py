@@ -1,6 +1,7 @@
 """`jaxdp budget`: epsilon of a plan, or noise for a budget."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class Numbers:
     epsilon: float | None
     delta: float
     accountant: str
+    probes: int | None = None
+    groups: int = 1
 
 
 def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequence[Any], plot: Path) -> None:
@@ -64,6 +67,8 @@ def from_numbers(numbers: Numbers, plot: Path) -> None:
         raise UserError(
             "give either --noise-multiplier (to learn epsilon) or --epsilon (to learn the noise multiplier)."
         )
+    if numbers.groups < 1:
+        raise UserError(f"--groups is {numbers.groups}: it must be at least 1.")
     clip = transforms.clip(1.0)
     try:
         noise = numbers.noise_multiplier or accounting.calibrate(
@@ -81,7 +86,36 @@ def from_numbers(numbers: Numbers, plot: Path) -> None:
     for count, value in zip(points, spent, strict=True):
         table.add_row(f"{count:,}", epsilon_text(value))
     _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, accountant {numbers.accountant}")
+    if numbers.probes is not None:
+        _compare_estimated_norms(numbers, sampler, steps, float(noise), spent[-1])
     _draw(list(zip(points, spent, strict=True)), plot, numbers.delta, numbers.epsilon, [("", steps)])
+
+
+def _compare_estimated_norms(numbers: Numbers, sampler: Any, steps: int, noise: float, spent: float) -> None:
+    """What the same plan needs, or spends, when the norms are estimated."""
+    table = _table("norms", "noise multiplier", "of exact", "epsilon")
+    table.add_row("exact", f"{noise:.4g}", "1", epsilon_text(spent))
+    kinds = ("batch", "example") if numbers.groups == 1 else ("batch",)
+    for sharing in kinds:
+
+        def event(sigma: float, sharing: Any = sharing) -> Any:
+            shares = (1 / numbers.groups,) * numbers.groups
+            step = accounting.RandomizedGaussianDpEvent(sigma, numbers.probes or 0, shares, sharing)
+            return sampler(step, steps)
+
+        budget = (numbers.delta, numbers.accountant)
+        try:
+            with warnings.catch_warnings():
+                # The table is the price that the warning is about.
+                warnings.filterwarnings("ignore", message=".* probes for a single clipping group")
+                sigma = accounting.calibrate(event, numbers.epsilon, *budget) if numbers.epsilon else noise
+                epsilon = accounting.epsilon_of(event(sigma), *budget)
+        except ValueError as error:
+            raise UserError(f"budget: {error}") from error
+        name = f"{numbers.probes} probes, {'shared' if sharing == 'batch' else 'own'}"
+        table.add_row(name, f"{sigma:.4g}", f"{sigma / noise:.3f}", epsilon_text(epsilon))
+    groups = "one clipping group" if numbers.groups == 1 else f"{numbers.groups} equal clipping groups"
+    _show(table, f"after {steps:,} steps, {groups}; probes shared by the batch or of each example's own")
 
 
 def _sampler(numbers: Numbers) -> Any:

@@ -108,6 +108,8 @@ def budget(
     epsilon: _Number = None,
     delta: float = 1e-5,
     accountant: Literal["pld", "rdp"] = "pld",
+    probes: _Count = None,
+    groups: int = 1,
     plot: Path = Path("budget.png"),
 ) -> Work:
     """Say what a plan costs, or how much noise a budget needs; nothing is trained.
@@ -118,6 +120,7 @@ def budget(
       jaxdp budget --config configs/tweets.toml --privacy.epsilon 3
       jaxdp budget --examples 33000 --batch-size 512 --steps 500 --noise-multiplier 0.8
       jaxdp budget --sampling-probability 0.01 --steps 500 --epsilon 8 --delta 1e-6
+      jaxdp budget --sampling-probability 0.01 --steps 500 --epsilon 8 --probes 64
 
     Args:
       config: a configuration file whose phases, noise and delta are used (with any --section.field given).
@@ -129,18 +132,23 @@ def budget(
       epsilon: the budget; gives the noise multiplier.
       delta: of the guarantee; best below one over the number of examples.
       accountant: pld is the tight one.
+      probes: also show the same plan with norms that so many random probes estimate.
+      groups: number of equal clipping groups whose norms are estimated.
       plot: the PNG file to write.
     """
 
     def work(overrides: Overrides) -> None:
         from jaxdp import _cli_budget as commands
+        from jaxdp.training import UserError
 
         given = (examples, batch_size, sampling_probability, steps, noise_multiplier, epsilon)
         if config is not None:
+            if probes is not None or groups != 1:
+                raise UserError("--probes and --groups go with a plan of numbers: leave them out with --config.")
             commands.from_config(config, overrides, given, plot)
         else:
             _refuse(overrides, "budget without --config")
-            commands.from_numbers(commands.Numbers(*given, delta, accountant), plot)
+            commands.from_numbers(commands.Numbers(*given, delta, accountant, probes, groups), plot)
 
     return work
 

@@ -27,13 +27,14 @@ from dp_accounting import DpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from jaxdp.accounting._composition import Leaves, Profile, compose
+from jaxdp.accounting._composition import Leaves, Profile, compose, has_own_distribution
 from jaxdp.accounting._events import (
     Sampling,
     TruncatedPoissonDpEvent,
     flatten,
     is_non_private,
     overflow_probability,
+    randomized_releases,
 )
 
 ACCOUNTANTS = ("pld", "rdp")
@@ -162,13 +163,35 @@ def _checked_leaves(event: DpEvent, accountant: str) -> Leaves:
     """The leaves of an event, each supported by the accountant."""
     leaves = flatten(event)
     judge = RdpAccountant() if accountant == "rdp" else PLDAccountant()
+    randomized = any(True for leaf, _ in leaves for _ in randomized_releases(leaf))
     for leaf, _ in leaves:
-        if not judge.supports(_without_truncation(leaf)):
+        if randomized:
+            _check_with_randomized(leaf, accountant)
+        elif not judge.supports(_without_truncation(leaf)):
             raise ValueError(
                 f"event {leaf} is not supported by accountant {accountant!r}; use a Gaussian step event, "
                 f"or the other accountant of {', '.join(map(repr, ACCOUNTANTS))}."
             )
     return leaves
+
+
+def _check_with_randomized(leaf: DpEvent, accountant: str) -> None:
+    """Refuse to account for estimated norms, and for what goes with them, in a way that has not been analysed."""
+    if accountant == "rdp":
+        raise ValueError(
+            "accountant 'rdp' cannot account for clipping by estimated norms: the Rényi divergence is infinite at "
+            "every order; use accountant='pld'."
+        )
+    if has_own_distribution(_without_truncation(leaf)) or isinstance(leaf, dp_accounting.NonPrivateDpEvent):
+        return
+    if any(True for _ in randomized_releases(leaf)):
+        raise ValueError(
+            f"event {leaf} has not been analysed: a release with estimated norms must be alone on its Poisson sample "
+            "or its full batch; use exact norms here."
+        )
+    raise ValueError(
+        f"event {leaf} cannot be composed with releases whose norms are estimated; use Gaussian steps, or exact norms."
+    )
 
 
 def _solve_epsilon(leaves: Leaves, delta: float, accountant: str) -> float:

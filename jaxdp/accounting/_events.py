@@ -15,6 +15,8 @@ import dp_accounting
 from dp_accounting import DpEvent
 from scipy import stats
 
+from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
+
 
 @runtime_checkable
 class Clipping(Protocol):
@@ -146,6 +148,16 @@ def is_non_private(event: DpEvent) -> bool:
     if isinstance(event, dp_accounting.dp_event.MixtureOfGaussiansDpEvent):
         return event.standard_deviation == 0 and any(event.sensitivities)
     return getattr(event, "noise_multiplier", None) == 0
+
+
+def randomized_releases(event: DpEvent) -> Iterator[RandomizedGaussianDpEvent]:
+    """Every release with estimated norms inside an event."""
+    if isinstance(event, RandomizedGaussianDpEvent):
+        yield event
+    inside = [*getattr(event, "events", ()), getattr(event, "event", None)]
+    for part in inside:
+        if part is not None:
+            yield from randomized_releases(part)
 
 
 def _leaves(event: DpEvent, count: int) -> Iterator[tuple[DpEvent, int]]:

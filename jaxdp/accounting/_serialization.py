@@ -7,6 +7,7 @@ import dp_accounting
 from dp_accounting import DpEvent
 
 from jaxdp.accounting._events import TruncatedPoissonDpEvent
+from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
 
 _EVENT_CLASSES: dict[str, type[DpEvent]] = {
     cls.__name__: cls
@@ -22,6 +23,7 @@ _EVENT_CLASSES: dict[str, type[DpEvent]] = {
         dp_accounting.PoissonSampledDpEvent,
         dp_accounting.TruncatedSubsampledGaussianDpEvent,
         TruncatedPoissonDpEvent,
+        RandomizedGaussianDpEvent,
     )
 }
 

@@ -4,6 +4,8 @@ import math
 import textwrap
 from typing import TYPE_CHECKING
 
+from jaxdp.accounting._events import randomized_releases
+
 if TYPE_CHECKING:
     from jaxdp.accounting._statement import Phase, PrivacyStatement
 
@@ -61,6 +63,7 @@ def _phase(phase: "Phase") -> list[str]:
         *_row("steps", str(phase.num_steps)),
         *_row("noise multiplier", f"{phase.noise_multiplier:.6g}"),
         *_row("clipping norm", norm),
+        *[line for words in _estimates(phase) for line in _row("norm estimates", words)],
         *_row("sampling", phase.sampling),
         *_row("examples", str(phase.num_examples)),
         *_row("sampling probability", f"{phase.sampling_probability:.6g}"),
@@ -68,6 +71,11 @@ def _phase(phase: "Phase") -> list[str]:
         *_row("padded batch size", str(phase.padded_batch_size)),
         *_row("event", repr(phase.event).replace("DpEvent(", "(")),
     ]
+
+
+def _estimates(phase: "Phase") -> list[str]:
+    """How estimated norms were accounted for; empty where norms are exact."""
+    return list(dict.fromkeys(release.analysis() for release in randomized_releases(phase.event)))
 
 
 def _row(label: str, value: str) -> list[str]:

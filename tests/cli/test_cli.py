@@ -105,6 +105,25 @@ def test_the_budget_of_a_configuration_is_that_of_the_run(capsys, config_file, t
     assert re.search(r"top .*│ +3\.00 │", out)
 
 
+def test_the_budget_shows_estimated_norms_beside_exact_ones(capsys, tmp_path):
+    numbers = ["budget", "--sampling-probability", "0.01", "--steps", "200", "--plot", str(tmp_path / "a.png")]
+    code, out, _ = call(capsys, *numbers, "--epsilon", "3", "--probes", "64")
+    lines = [line.split() for line in out.splitlines()]
+    ratios = [float(line[-4]) for line in lines if "probes," in line and "64" in line]
+    assert code == 0 and len(ratios) == 2
+    assert 1.02 < ratios[1] < ratios[0] < 1.15
+    code, out, _ = call(capsys, *numbers, "--noise-multiplier", "0.9", "--probes", "12")
+    spent = [float(value) for value in re.findall(r"(?:exact|shared|own) .*│ +([\d.]+) │", out)]
+    assert code == 0 and len(spent) == 3 and spent[0] < spent[2] < spent[1]
+    for wrong, sentence in (
+        (["--probes", "4"], "probes must be a whole number of at least 8"),
+        (["--probes", "64", "--groups", "0"], "--groups is 0: it must be at least 1."),
+        (["--probes", "64", "--accountant", "rdp"], "infinite at every order"),
+    ):
+        code, _, error = call(capsys, *numbers, "--noise-multiplier", "0.9", *wrong)
+        assert code == 2 and sentence in " ".join(error.split())
+
+
 def test_the_budget_of_numbers_goes_both_ways(capsys, tmp_path):
     numbers = ["budget", "--sampling-probability", "0.01", "--steps", "200", "--plot", str(tmp_path / "a.png")]
     code, out, _ = call(capsys, *numbers, "--epsilon", "2")
