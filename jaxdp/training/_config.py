@@ -82,6 +82,25 @@ class ClippingConfig(_Section):
     )
     rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
     normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
+    norm: Literal["exact", "hutchinson", "hutch++"] = Field(
+        "exact", description="how norms are found: exactly, or where that is cheaper estimated from random probes"
+    )
+    probes: Annotated[int, Field(ge=8)] = Field(
+        64, description="random probes of an estimated norm: fewer cost less and ask for more noise"
+    )
+    sketch: Count = Field(16, description='columns of the sketch of norm = "hutch++"')
+    sharing: Literal["batch", "example"] = Field(
+        "batch", description="whether all examples of a batch share the probes; its own for each needs less noise"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_known_law(self) -> "ClippingConfig":
+        if self.norm != "exact" and self.groups != "all":
+            raise ValueError(
+                f'clipping.groups is "{self.groups}" with norm = "{self.norm}", whose privacy loss depends on their '
+                'number: use groups = "all", norm = "exact", or jaxdp.transforms.clip in a program of your own.'
+            )
+        return self
 
 
 class PhaseConfig(_Section):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxdp import transforms
+from jaxdp import norms, transforms
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.training._config import ClippingConfig, PhaseConfig
 
@@ -48,14 +48,28 @@ def make_optimizer(phase: PhaseConfig) -> optax.GradientTransformation:
     return optax.GradientTransformation(rule.init, update)
 
 
-def clip_of(phase: PhaseConfig, clipping: ClippingConfig) -> transforms.Clip:
+def clip_spec(phase: PhaseConfig, clipping: ClippingConfig) -> transforms.ClipSpec:
     """The phase's clipping, from which its privacy event comes."""
-    return transforms.clip(
+    return transforms.ClipSpec(
         phase.max_norm or clipping.max_norm,
-        groups=clipping.groups,
+        groups=_module if clipping.groups == "layer" else clipping.groups,
         rule=clipping.rule,
         normalize=clipping.normalize,
+        norm=_norm(clipping),
     )
+
+
+def _module(path: str) -> str:
+    """The module of a leaf: a run's parameters are one flat mapping, in which no container tells."""
+    return path.rpartition("/")[0]
+
+
+def _norm(clipping: ClippingConfig) -> norms.Norm:
+    if clipping.norm == "hutchinson":
+        return norms.Hutchinson(clipping.probes, clipping.sharing)
+    if clipping.norm == "hutch++":
+        return norms.HutchPP(clipping.probes, clipping.sketch, clipping.sharing)
+    return norms.Exact()
 
 
 def make_transformation(
@@ -68,14 +82,16 @@ def make_transformation(
     """Clip, noise, mean, update rule; without a noise multiplier an ordinary mean gradient, with no guarantee."""
     if noise_multiplier is None:
         return optax.chain(_ordinary_mean(expected_batch_size), make_optimizer(phase))
+    spec = clip_spec(phase, clipping)
     private = transforms.dpsgd(
-        max_norm=phase.max_norm or clipping.max_norm,
+        max_norm=spec.max_norm,
         noise_multiplier=noise_multiplier,
         expected_batch_size=expected_batch_size,
         key=key,
-        groups=clipping.groups,
-        rule=clipping.rule,
-        normalize=clipping.normalize,
+        groups=spec.groups,
+        norm=spec.norm,
+        rule=spec.rule,
+        normalize=spec.normalize,
     )
     return optax.chain(private, make_optimizer(phase))
 

@@ -11,7 +11,7 @@ import dp_accounting
 from jaxdp import accounting, sampling
 from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._errors import UserError
-from jaxdp.training._optimizer import clip_of
+from jaxdp.training._optimizer import clip_spec
 
 Sampler = sampling.PoissonSampling | sampling.FullBatch
 
@@ -152,7 +152,7 @@ def _compose(config: Config, phases: Sequence[PhasePlan], steps: int) -> dp_acco
     for phase in phases:
         count = min(steps, phase.last_step) - phase.first_step
         if count > 0:
-            release = clip_of(phase.config, config.clipping).dp_event(phase.noise_multiplier or 0.0)
+            release = clip_spec(phase.config, config.clipping).dp_event(phase.noise_multiplier or 0.0)
             events.append(phase.sampler.event(release, count))
     return dp_accounting.ComposedDpEvent(events) if len(events) != 1 else events[0]
 

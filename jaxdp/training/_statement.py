@@ -5,7 +5,8 @@ import dataclasses
 import dp_accounting
 
 from jaxdp import accounting, sampling
-from jaxdp.training._optimizer import clip_of
+from jaxdp.training._config import ClippingConfig
+from jaxdp.training._optimizer import clip_spec
 from jaxdp.training._plan import PhasePlan, Plan
 
 PRIVATE_METRICS = ("train_loss", "batch_size", "clipped_share")
@@ -47,28 +48,33 @@ def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
 
 
 def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
-    clip = clip_of(phase.config, plan.config.clipping)
-    clipping, sampler = clip.spec, phase.sampler
+    clipping, sampler = clip_spec(phase.config, plan.config.clipping), phase.sampler
     if phase.noise_multiplier is None:
         event: dp_accounting.DpEvent = dp_accounting.NonPrivateDpEvent()
         mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
     else:
-        event = sampler.event(clip.dp_event(phase.noise_multiplier), phase.config.steps)
+        event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
         mechanism = (
             f"sum of per-example gradients clipped to norm {clipping.max_norm:g} (rule {clipping.rule}, groups "
-            f"{clipping.groups}), plus Gaussian noise, into {phase.config.optimizer}"
+            f"{plan.config.clipping.groups}, norms {_norms(plan.config.clipping)}), plus Gaussian noise, into {phase.config.optimizer}"
         )
     full = isinstance(sampler, sampling.FullBatch)
+    # With estimated norms no single number bounds a contribution.
+    estimated = plan.config.clipping.norm != "exact"
     return accounting.Phase(
         name=phase.config.name,
         mechanism=mechanism,
         event=event,
         num_steps=phase.config.steps,
         noise_multiplier=phase.noise_multiplier or 0.0,
-        clipping_norm=None if phase.noise_multiplier is None else clipping.max_norm,
+        clipping_norm=None if phase.noise_multiplier is None or estimated else clipping.max_norm,
         sampling="every example in every step" if full else "Poisson: each example by itself, anew in each step",
         num_examples=plan.num_examples,
         sampling_probability=sampler.sampling_probability,
         expected_batch_size=sampler.expected_batch_size,
         padded_batch_size=sampler.padded_batch_size,
     )
+
+
+def _norms(clipping: ClippingConfig) -> str:
+    return "exact" if clipping.norm == "exact" else f"estimated by {clipping.norm} with {clipping.probes} probes"

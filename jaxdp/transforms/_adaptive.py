@@ -14,9 +14,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.per_example._groups import certain_names, resolve_groups
-from jaxdp.transforms._clipped_sum import ClippedSum, refuse_masked, remaining_noise_multiplier
+from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
 from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups
-from jaxdp.transforms._noise import check_key
 from jaxdp.transforms._spec import (
     SMALLEST_BOUND,
     ClipSpec,

@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxdp.norms import EXACT, Norm
 from jaxdp.per_example import Inert, PerExampleGrads
 
 PyTree = Any
@@ -32,6 +34,8 @@ class ClippedSum(Inert):
         None for the same scale everywhere, `sensitivity`.
       spent_precision: $\sum 1/\sigma_j^2$ over what else was released about the same examples, with noise multipliers
         $\sigma_j$ of its own.
+      norm: how the norms were found. Where they were estimated, `sensitivity` is the nominal $\sqrt{\sum_m R_m^2}$, and
+        only the law that `Clip.dp_event` names bounds an example's influence.
     """
 
     _refusal = (
@@ -43,6 +47,7 @@ class ClippedSum(Inert):
     sensitivity: float | Float[Array, ""]
     noise_scales: PyTree | None = None
     spent_precision: float = 0.0
+    norm: Norm = EXACT
 
     def noise_multiplier(self, joint: float | int) -> float:
         r"""The sum's own noise multiplier, where `joint` is that of everything released about these examples.
@@ -77,6 +82,12 @@ def describe(updates: PyTree) -> str:
     if isinstance(updates, PerExampleGrads):
         return "per-example gradients that are not clipped"
     return "a plain pytree of arrays"
+
+
+def check_key(key: Any) -> None:
+    """Refuse a seed or an old-style key."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+        raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
 
 
 def refuse_masked(tree: PyTree, name: str) -> None:

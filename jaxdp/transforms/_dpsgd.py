@@ -6,6 +6,7 @@ import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
+from jaxdp.norms import EXACT, Norm
 from jaxdp.transforms._adaptive import AdaptiveClip, adaptive_clip
 from jaxdp.transforms._clipping import Clip, clip
 from jaxdp.transforms._noise import add_gaussian_noise
@@ -33,6 +34,7 @@ def dpsgd(
     expected_batch_size: float | int,
     key: PRNGKeyArray,
     groups: Any = "all",
+    norm: Norm = EXACT,
     rule: Rule = "flat",
     normalize: bool = False,
     noise_shape: NoiseShape = "isotropic",
@@ -44,8 +46,10 @@ def dpsgd(
       noise_multiplier: $\sigma$, the noise's std as a multiple of the sensitivity S.
       expected_batch_size: b, the public expected number of examples in a Poisson batch (never the drawn number,
         which is private).
-      key: a typed PRNG key for the noise, as from `jaxdp.sampling.key_from_entropy()`.
+      key: a typed PRNG key for the noise (and the probes of estimated norms), as from
+        `jaxdp.sampling.key_from_entropy()`.
       groups: clipping groups, as in `clip`.
+      norm: how norms are found, as in `clip`.
       rule: clipping function, as in `clip`.
       normalize: as in `clip`.
       noise_shape: how the noise is shared out over the groups, as in `clip`.
@@ -72,7 +76,9 @@ def dpsgd(
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
     check_expected_batch_size(expected_batch_size)
-    clipping = clip(max_norm, groups=groups, rule=rule, normalize=normalize, noise_shape=noise_shape)
+    clipping = clip(
+        max_norm, groups=groups, norm=norm, rule=rule, normalize=normalize, noise_shape=noise_shape, key=key
+    )
     return _private_mean(clipping, noise_multiplier, expected_batch_size, key)
 
 

@@ -4,8 +4,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jaxdp.norms import Norm
 from jaxdp.per_example import (
     Groups,
     PerExampleGrads,
@@ -29,10 +30,17 @@ def check_examples(name: str, updates: PyTree, params: PyTree | None) -> None:
         _check_stacked(name, updates, params)
 
 
-def clip_and_sum(updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Float[Array, " groups"]) -> PyTree:
-    """Each example's gradient times its weights, summed; of a checked kind."""
+def clip_and_sum(
+    updates: PyTree,
+    groups: Groups,
+    weight_fn: Any,
+    thresholds: Float[Array, " groups"],
+    norm: Norm,
+    key: PRNGKeyArray | None,
+) -> PyTree:
+    """Each example's gradient times its weights, summed; of a checked kind. A pytree's norms are always exact."""
     if isinstance(updates, PerExampleGrads):
-        return updates.clipped_sum(weight_fn, groups, thresholds)
+        return updates.clipped_sum(weight_fn, groups, thresholds, norm, key)
     return _stacked(updates, groups, weight_fn, thresholds)[0]
 
 

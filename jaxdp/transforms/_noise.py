@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
-from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
+from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 
 PyTree = Any
 
@@ -97,12 +97,6 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
         return treedef.unflatten(noisy), GaussianNoiseState(state.key, state.count + 1)
 
     return optax.GradientTransformation(init, update)
-
-
-def check_key(key: Any) -> None:
-    """Refuse a seed or an old-style key."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise TypeError("key is not a typed PRNG key: use jaxdp.sampling.key_from_entropy().")
 
 
 def _standard_normals(leaves: Sequence[Array], keys: Key[Array, " leaves"]) -> list[Array]:

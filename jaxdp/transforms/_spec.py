@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdp.accounting import RandomizedGaussianDpEvent
+from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import Groups
 from jaxdp.per_example._groups import certain_names, is_prefix_tree, prefix_nodes, resolve_groups
 
@@ -37,6 +39,7 @@ class ClipSpec:
       rule: the clipping function.
       normalize: whether the clipped sum is divided by its sensitivity.
       noise_shape: how the noise is shared out over the groups, as in `clip`.
+      norm: how the norms are found, as in `clip`.
     """
 
     max_norm: Any
@@ -44,8 +47,10 @@ class ClipSpec:
     rule: Rule = "flat"
     normalize: bool = False
     noise_shape: NoiseShape = "isotropic"
+    norm: Norm = EXACT
 
     def __post_init__(self) -> None:
+        check_norm(self.norm)
         bounds = {"": self.max_norm} if is_number(self.max_norm) else self._by_group("max_norm", self.max_norm)
         for name, bound in bounds.items():
             check_bound(bound, "max_norm" + (f" of {name!r}" if name else ""))
@@ -125,7 +130,35 @@ class ClipSpec:
         """The event of one release of the clipped sum with Gaussian noise of this multiplier."""
         if noise_multiplier == 0:
             return dp_accounting.NonPrivateDpEvent()
-        return dp_accounting.GaussianDpEvent(noise_multiplier)
+        if isinstance(self.norm, Exact):
+            return dp_accounting.GaussianDpEvent(noise_multiplier)
+        return RandomizedGaussianDpEvent(
+            float(noise_multiplier), probes=self.norm.probes, shares=self.shares, sharing=self.norm.sharing
+        )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        r"""$(R_m/\gamma_m)^2 / \sum_l (R_l/\gamma_l)^2$: each group's share of one example's squared influence.
+
+        Raises:
+          ValueError: groups that only the loss, or only the parameters, tell.
+        """
+        spec = self.group_spec
+        if isinstance(spec, str) and spec == "all":
+            names: tuple[Hashable, ...] = ("all",)
+        elif isinstance(spec, Groups):
+            names = spec.names
+        elif not is_number(self.max_norm):
+            names = tuple(self._by_group("max_norm", self.max_norm))
+        else:
+            raise ValueError(
+                f"groups is {spec!r}, whose number is not known here, but the privacy loss of estimated norms depends "
+                "on it: give thresholds by group, or groups=jaxdp.per_example_grad(loss)(params, batch).groups(spec)."
+            )
+        thresholds = self.thresholds(names).astype(np.float64)
+        gammas = self.gammas(jnp.asarray(thresholds, jnp.float32), names)
+        squares = np.square(thresholds / (1.0 if gammas is None else np.asarray(gammas, np.float64)))
+        return tuple(float(x) for x in squares / np.sum(squares))
 
     def _by_group(self, field: str, given: Any) -> dict[Any, Any]:
         """Numbers by the name of the group, from a mapping or (where that makes the groups) a prefix tree."""

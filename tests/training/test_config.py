@@ -91,6 +91,8 @@ def test_overrides_name_a_phase_by_number_or_name_and_replace_a_rival(tmp_path):
         ("phase.3.steps", "9", "--phase.3.steps names no phase: write --phase.N.field with N from 1 to 1"),
         ("data", "3", "--data is not a field: write --section.field value"),
         ("data.held_out", "1", "data.held_out is 1: it must be less than 1."),
+        ("clipping.probes", "7", "clipping.probes is 7: it must be greater than or equal to 8."),
+        ("clipping.norm", "hutch", 'clipping.norm is "hutch": use "exact", "hutchinson" or "hutch++".'),
         ("data.source", "a.csv", "data.text_column is missing: name the column of a.csv to read."),
     ],
 )
@@ -143,3 +145,9 @@ def test_features_are_not_centered_on_the_private_corpus_itself(tmp_path):
     assert load(tmp_path, MINIMAL, ("model.center", "movie_sentences")).model.center == "movie_sentences"
     with pytest.raises(UserError, match=r'model\.center is "tweets", the corpus that the run trains on'):
         load(tmp_path, MINIMAL, ("model.center", "tweets"))
+
+
+def test_estimated_norms_in_groups_whose_number_no_plan_knows_are_refused(tmp_path):
+    assert load(tmp_path, MINIMAL, ("clipping.norm", "hutch++")).clipping.probes == 64
+    with pytest.raises(UserError, match=r'clipping\.groups is "layer" with norm = "hutch\+\+"'):
+        load(tmp_path, MINIMAL, ("clipping.norm", "hutch++"), ("clipping.groups", "layer"))

@@ -10,7 +10,9 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from jaxdp import accounting
+from jaxdp.per_example import resolve_groups
 from jaxdp.training import UserError, load_config, make_plan
+from jaxdp.training._optimizer import clip_spec
 from jaxdp.training._plan import plan_from_saved, saved_plan
 from jaxdp.training._statement import make_statement
 
@@ -127,3 +129,21 @@ def test_the_statement_names_the_corpus_that_is_taken_as_public(tmp_path):
     assert any("the corpus movie_sentences" in line for line in centered.outside_the_guarantee)
     plain = make_statement(plan_of(tmp_path, noise), seeded=False)
     assert not any("movie_sentences" in line for line in plain.outside_the_guarantee)
+
+
+def test_estimated_norms_need_more_noise_and_the_statement_says_so(tmp_path):
+    plan = lambda *overrides: plan_of(tmp_path, ("phase.1.steps", "2"), ("phase.2.steps", "3"), *overrides)
+    exact, estimated = plan(), plan(("clipping.norm", "hutchinson"), ("clipping.probes", "32"))
+    ratios = [b.noise_multiplier / a.noise_multiplier for a, b in zip(exact.phases, estimated.phases, strict=True)]
+    assert all(1.02 < ratio < 1.3 for ratio in ratios)
+    statement = make_statement(estimated, seeded=False)
+    assert "norms estimated by hutchinson with 32 probes" in statement.to_text()
+    assert all(phase.clipping_norm is None for phase in statement.phases)
+    statement.verify()
+
+
+def test_layers_are_groups_of_their_own_although_the_parameters_are_one_flat_mapping(tmp_path):
+    config = plan_of(tmp_path, ("clipping.groups", "layer")).config
+    spec = clip_spec(config.phase[0], config.clipping)
+    names = ("encoder/0/kernel", "encoder/0/bias", "encoder/1/kernel", "head/kernel", "head/bias")
+    assert len(resolve_groups(spec.group_spec, dict.fromkeys(names, 1.0))) == 3
