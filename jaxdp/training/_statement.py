@@ -54,9 +54,10 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
     else:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
+        given = plan.config.clipping
         mechanism = (
-            f"sum of per-example gradients clipped to norm {clipping.max_norm:g} (rule {clipping.rule}, groups "
-            f"{plan.config.clipping.groups}, norms {_norms(plan.config.clipping)}), plus Gaussian noise, into {phase.config.optimizer}"
+            f"sum of per-example gradients clipped to norm {clipping.max_norm:g} (rule {given.rule}, groups "
+            f"{given.groups}, norms {_norms(given)}), plus Gaussian noise, into {phase.config.optimizer}"
         )
     full = isinstance(sampler, sampling.FullBatch)
     # With estimated norms no single number bounds a contribution.
