@@ -135,8 +135,11 @@ def _discretization_interval(leaves: Leaves) -> float:
     for leaf, count in leaves:
         release = randomized_release(leaf)
         if release is not None:
+            noise_multiplier, probability = release[0].noise_multiplier, release[1]
+            if _largest_loss(noise_multiplier, probability) > _LARGEST_LOSS:
+                return math.inf
             # The spread without the rare large factors: they need room, not resolution.
-            spread = release[1] * math.sqrt(math.expm1(min(release[0].noise_multiplier ** -2, 50.0)))
+            spread = probability * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
             spread *= _INTERVALS_PER_LOSS / _INTERVALS_PER_RANDOMIZED_LOSS
             squares, steps = squares + count * spread**2, steps + count
             finest = max(finest, _randomized_curves(leaf)[1] / _LARGEST_RANDOMIZED_GRID)

@@ -60,8 +60,9 @@ def largest_loss(curves: Curves, with_exact_norms: float) -> float:
     """The loss beyond which hardly any mass lies, within limits."""
     limit = max(_LARGEST_LOSS, min(2 * with_exact_norms, 500.0))
     epsilons = np.geomspace(1e-7, limit, 150)
-    negligible = np.maximum(*curves(epsilons)) <= _NEGLIGIBLE
-    return float(epsilons[np.argmax(negligible)]) if negligible.any() else limit
+    # What is left at the limit is lost whatever the grid.
+    excess = [curve - curve[-1] for curve in curves(epsilons)]
+    return float(epsilons[np.argmax(np.maximum(*excess) <= _NEGLIGIBLE)])
 
 
 def revealed_curves(law: Inflation, noise_multiplier: float, sampling_probability: float) -> Curves:
@@ -107,9 +108,12 @@ def hidden_curves(law: Inflation, noise_multiplier: float, sampling_probability:
         for _ in range(200):
             # On a convex function each step ends to the right of the solution, the next ones approach it from there.
             value, slope = ratio(x)
-            step = (value - values) / slope
+            error = value - values
+            with np.errstate(divide="ignore"):
+                step = error / slope
             x = np.clip(x - step, -_FARTHEST, right)
-            if np.all((np.abs(step) < 1e-9) | (x == -_FARTHEST)):
+            # A half-line that is off by little has a divergence that is off by the product of the two errors.
+            if np.all((np.abs(step) < 1e-9) | (np.abs(error) < 1e-13) | (x == -_FARTHEST)):
                 return x
         raise ArithmeticError("the likelihood ratio of a release with estimated norms could not be inverted.")
 

@@ -132,6 +132,18 @@ def test_agrees_with_the_constructors_of_dp_accounting(probability: float):
             assert full - 1e-9 <= thin <= full * (1 + 1e-3)
 
 
+@pytest.mark.parametrize("sharing", ["batch", "example"])
+def test_extreme_noise_is_no_obstacle(sharing: str):
+    for probability in (0.01, 1.0):
+        little = [epsilon_of(poisson(release(noise, 64, 1, sharing), probability, 3), 1e-5) for noise in (1e-6, 0.01)]
+        assert little == [math.inf, math.inf]
+        much = [epsilon_of(poisson(release(noise, 64, 1, sharing), probability, 3), 1e-5) for noise in (1e3, 1e7)]
+        assert 0 <= much[1] <= much[0] < 1e-2
+    # Tails that are lost whatever the grid must not make it coarse.
+    exact = epsilon_of(poisson(GaussianDpEvent(300.0)), 1e-5)
+    assert exact < epsilon_of(poisson(release(300.0, 16, 200, sharing)), 1e-5) < 1.2 * exact
+
+
 def by_integration(pair: str, noise: float, q: float, epsilons: np.ndarray) -> tuple[list[float], list[float]]:
     """Both hockey-stick divergences of a mechanism with the coarse law, from its densities."""
     x = np.linspace(-14, 16, 200_001)
