@@ -1,18 +1,21 @@
-"""A BERT encoder in Flax NNX for one example at a time; a caller vmaps it."""
+"""A BERT or RoBERTa encoder in Flax NNX for one example at a time; a caller vmaps it."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ._bert_layers import Embeddings, Layer
 from ._config import BertConfig
-from ._layers import Constant, Embeddings, Layer, split_key, widen
+from ._layers import Constant, split_key, widen
+from ._stack import run_layer
 
 
 class BertEncoder(nnx.Module):
     """A BERT encoder (Devlin et al. 2019) that maps the token ids of one example to hidden states.
 
-    ``h_0 = LayerNorm(word[ids] + position[:T] + token_type[types])`` and, for each layer,
-    ``u = LayerNorm(h + Attention(h))``, ``h = LayerNorm(u + W_down gelu(W_up u))``.
+    ``h_0 = LayerNorm(word[ids] + position[first : first + T] + token_type[types])`` and, for each layer,
+    ``u = LayerNorm(h + Attention(h))``, ``h = LayerNorm(u + W_down gelu(W_up u))``. BERT's first position is 0; RoBERTa
+    (Liu et al. 2019) is the same network whose first position is ``pad_token_id + 1``. Padding belongs on the right.
 
     The layers are separate modules in ``layers``, so the paths of the parameters are
     ``embeddings/word``, ``layers/0/attention/query/kernel``, ``layers/0/output_norm/scale`` and so on.
@@ -33,7 +36,8 @@ class BertEncoder(nnx.Module):
         (3, 5, 8)
 
     References:
-        Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, 2019.
+        Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding, 2019;
+        Liu et al., RoBERTa: A Robustly Optimized BERT Pretraining Approach, 2019.
     """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
@@ -81,11 +85,14 @@ class BertEncoder(nnx.Module):
         deterministic: bool = False,
     ) -> Float[Array, "seq hidden"]:
         """The input of layer 0; arguments as in `__call__` (the mask plays no part here)."""
-        longest = self.config.max_position_embeddings
+        longest = self.config.max_length
         if ids.shape[0] > longest:
+            before = (
+                f", of which RoBERTa leaves {self.config.first_position} unused" if self.config.first_position else ""
+            )
             raise ValueError(
-                f"the sequence has {ids.shape[0]} tokens, but max_position_embeddings is {longest}: "
-                "truncate the texts to that length."
+                f"the sequence has {ids.shape[0]} tokens, but max_position_embeddings is "
+                f"{self.config.max_position_embeddings}{before}: truncate the texts to {longest} tokens."
             )
         return self.embeddings(ids, token_types, self._dropout_key(key, deterministic))
 
@@ -154,7 +161,7 @@ class BertEncoder(nnx.Module):
         mask = attention_mask.astype(bool)
         levels = [hidden]
         for index in range(start, stop):
-            levels.append(self.layers[index](levels[-1], mask, keys[index]))
+            levels.append(run_layer(self.layers[index], levels[-1], mask, keys[index], compute=self.config.compute))
         return levels
 
     def pooled(

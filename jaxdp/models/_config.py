@@ -1,10 +1,12 @@
-"""The shape of a BERT encoder, read from and written to a Hugging Face ``config.json``."""
+"""The shape of a BERT or RoBERTa encoder, read from and written to a Hugging Face ``config.json``."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from ._compute import Compute
 
 _FIELDS = (
     "vocab_size",
@@ -17,17 +19,19 @@ _FIELDS = (
 )
 # What the encoder does when the key is present; any other value means another architecture.
 _FIXED = {
-    "model_type": "bert",
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
 }
+_ARCHITECTURES = {"bert": "BertModel", "roberta": "RobertaModel"}
+_PAD = {"bert": 0, "roberta": 1}
+_PLAIN = Compute(remat="none")
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The shape of a BERT encoder (post-LayerNorm, exact gelu, absolute positions).
+    """The shape of a BERT or RoBERTa encoder (post-LayerNorm, exact gelu, absolute positions).
 
     Args:
         vocab_size: number of token ids.
@@ -35,13 +39,15 @@ class BertConfig:
         num_hidden_layers: number of transformer layers.
         num_attention_heads: attention heads per layer.
         intermediate_size: width of the feed-forward layer.
-        max_position_embeddings: longest sequence, in tokens.
+        max_position_embeddings: rows of the position table; see `max_length`.
         type_vocab_size: number of token types.
         layer_norm_eps: added to the variance in every LayerNorm.
         initializer_range: standard deviation of freshly drawn kernels.
         pad_token_id: the id that fills padded places.
         dropout: rate of every dropout while training. It does not come from ``config.json`` and is 0 unless
             it is asked for: the clipping and the noise of private training already regularise.
+        model_type: ``"bert"``, or ``"roberta"``, whose positions begin at ``pad_token_id + 1``.
+        compute: dtype of the activations, what is recomputed in the backward pass, attention kernel.
 
     Raises:
         ValueError: a size below 1, heads that do not divide the width, or a dropout outside [0, 1).
@@ -62,8 +68,12 @@ class BertConfig:
     initializer_range: float = 0.02
     pad_token_id: int = 0
     dropout: float = 0.0
+    model_type: Literal["bert", "roberta"] = "bert"
+    compute: Compute = _PLAIN
 
     def __post_init__(self):
+        if self.model_type not in _ARCHITECTURES:
+            raise ValueError(f'model_type must be "bert" or "roberta", not {self.model_type!r}.')
         for name in _FIELDS:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -74,19 +84,37 @@ class BertConfig:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), not {self.dropout!r}.")
+        if self.max_length < 1:
+            raise ValueError(
+                f"max_position_embeddings must be more than pad_token_id + 1 = {self.first_position} for RoBERTa, not "
+                f"{self.max_position_embeddings}."
+            )
 
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def first_position(self) -> int:
+        """Row of the position table that belongs to the first token."""
+        return 0 if self.model_type == "bert" else self.pad_token_id + 1
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.max_position_embeddings - self.first_position
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, dropout: float = 0.0) -> "BertConfig":
+    def from_dict(
+        cls, values: Mapping[str, Any], *, dropout: float = 0.0, compute: Compute | None = None
+    ) -> "BertConfig":
         """Read the keys of a Hugging Face ``config.json``.
 
         Args:
             values: the parsed JSON object; keys that do not change the forward pass are ignored.
             dropout: the rate while training (the file's own rate belongs to its pretraining).
+            compute: how the encoder is computed.
 
         Returns:
             The config.
@@ -94,8 +122,14 @@ class BertConfig:
         Raises:
             ValueError: another architecture, activation or kind of position embedding, or a missing size.
         """
+        model_type = values.get("model_type")
+        if model_type not in _ARCHITECTURES:
+            raise ValueError(
+                f"config.json has model_type = {model_type!r}, but only 'bert' and 'roberta' are encoders that can be "
+                "loaded: use such a directory."
+            )
         for key, expected in _FIXED.items():
-            found = values.get(key, None if key == "model_type" else expected)
+            found = values.get(key, expected)
             if found != expected:
                 raise ValueError(
                     f"config.json has {key} = {found!r}, but only {expected!r} can be loaded: use a BERT "
@@ -109,20 +143,25 @@ class BertConfig:
             **sizes,
             layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
             initializer_range=float(values.get("initializer_range", 0.02)),
-            pad_token_id=int(values.get("pad_token_id", 0)),
+            pad_token_id=int(values.get("pad_token_id", _PAD[model_type])),
             dropout=dropout,
+            model_type=model_type,
+            compute=_PLAIN if compute is None else compute,
         )
 
     @classmethod
-    def from_directory(cls, directory: str | Path, *, dropout: float = 0.0) -> "BertConfig":
+    def from_directory(
+        cls, directory: str | Path, *, dropout: float = 0.0, compute: Compute | None = None
+    ) -> "BertConfig":
         """Read ``config.json`` of a Hugging Face directory; see `from_dict`."""
-        return cls.from_dict(read_config(directory), dropout=dropout)
+        return cls.from_dict(read_config(directory), dropout=dropout, compute=compute)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``config.json`` holds, readable by `from_dict` and by transformers."""
         values = {name: getattr(self, name) for name in _FIELDS}
         return {
-            "architectures": ["BertModel"],
+            "architectures": [_ARCHITECTURES[self.model_type]],
+            "model_type": self.model_type,
             **_FIXED,
             **values,
             "layer_norm_eps": self.layer_norm_eps,

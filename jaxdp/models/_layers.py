@@ -1,13 +1,13 @@
-"""The pieces of a BERT encoder, each written for one example."""
+"""The pieces that all transformers here are made of, each written for one example."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from ._config import BertConfig
+from ._compute import Compute
 
 
 class Constant(nnx.Variable):
@@ -19,18 +19,34 @@ def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
-class Dense(nnx.Module):
-    """``x @ kernel + bias`` with the kernel laid out [in, out]."""
+class LowRank(nnx.Module):
+    """The adapter ``scale * x @ a @ b`` beside a dense layer; see `add_lora`."""
 
-    def __init__(self, size_in: int, size_out: int, *, stddev: float, rngs: nnx.Rngs):
-        kernel = jax.random.normal(rngs.params(), (size_in, size_out)) * stddev
-        self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.zeros(size_out))
+    def __init__(self, a: Float[Array, "*stack in rank"], b: Float[Array, "*stack rank out"], scale: float):
+        self.a = nnx.Param(a)
+        self.b = nnx.Param(b)
+        self.scale = scale
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """The affine map of the last axis."""
-        y = x @ self.kernel[...]
-        return y + jnp.reshape(self.bias[...], (1,) * (y.ndim - 1) + (-1,))
+        """What is added to the dense layer's output."""
+        return self.scale * ((x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype))
+
+
+class Dense(nnx.Module):
+    """``x @ kernel + bias`` with the kernel laid out [in, out], computed in the dtype of `x`."""
+
+    def __init__(self, size_in: int, size_out: int, *, stddev: float, rngs: nnx.Rngs, bias: bool = True):
+        kernel = jax.random.normal(rngs.params(), (size_in, size_out)) * stddev
+        self.kernel = nnx.Param(kernel)
+        self.bias: nnx.Param | None = nnx.data(nnx.Param(jnp.zeros(size_out)) if bias else None)
+        self.lora: LowRank | None = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """The affine map of the last axis, and the adapter's part if there is one."""
+        y = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            y = y + jnp.reshape(self.bias[...].astype(x.dtype), (1,) * (y.ndim - 1) + (-1,))
+        return y if self.lora is None else y + self.lora(x)
 
 
 class LayerNorm(nnx.Module):
@@ -47,7 +63,22 @@ class LayerNorm(nnx.Module):
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
         normed = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return normed * self.scale[...][None, :] + self.bias[...][None, :]
+        return normed * self.scale[...].astype(x.dtype)[None, :] + self.bias[...].astype(x.dtype)[None, :]
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square of the features, which is float32 whatever the dtype of `x`."""
+
+    def __init__(self, size: int, *, eps: float):
+        self.scale = nnx.Param(jnp.ones(size))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "seq hidden"]) -> Float[Array, "seq hidden"]:
+        """``x / sqrt(mean(x^2) + eps) * scale``."""
+        wide = widen(x)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+        return normed * self.scale[...].astype(x.dtype)[None, :]
 
 
 def dropout(x: Float[Array, "*shape"], rate: float, key: Array | None) -> Float[Array, "*shape"]:
@@ -63,81 +94,72 @@ def split_key(key: Array | None, num: int) -> tuple[Array | None, ...]:
     return (None,) * num if key is None else tuple(jax.random.split(key, num))
 
 
-class Embeddings(nnx.Module):
-    """Sum of word, position and token-type embeddings, normalised."""
+def heads(x: Float[Array, "seq features"], count: int) -> Float[Array, "seq heads head"]:
+    """The features of every token as `count` heads of the same size."""
+    return jnp.reshape(x, (x.shape[0], count, -1))
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        def table(rows: int) -> nnx.Param:
-            draw = jax.random.normal(rngs.params(), (rows, config.hidden_size))
-            return nnx.Param(draw * config.initializer_range)
 
-        self.word = table(config.vocab_size)
-        self.position = table(config.max_position_embeddings)
-        self.token_type = table(config.type_vocab_size)
-        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = config.dropout
-
-    def __call__(
-        self, ids: Int[Array, "seq"], token_types: Int[Array, "seq"] | None, key: Array | None
-    ) -> Float[Array, "seq hidden"]:
-        """The input of the first layer."""
-        words = jnp.take(self.word[...], ids, axis=0, mode="clip")
-        # Every example has the same positions: a slice has a far cheaper gradient than a gather.
-        positions = self.position[: ids.shape[0]]
-        if token_types is None:
-            types = self.token_type[:1]
-        else:
-            types = jnp.take(self.token_type[...], token_types, axis=0, mode="clip")
-        return dropout(self.norm(words + positions + types), self.dropout, key)
+def attend(
+    query: Float[Array, "seq heads head"],
+    keys: Float[Array, "seq groups head"],
+    value: Float[Array, "seq groups head"],
+    *,
+    mask: Bool[Array, "seq"] | None = None,
+    causal: bool = False,
+    compute: Compute,
+) -> Float[Array, "seq heads head"]:
+    """Softmax attention with float32 weights, to the places where `mask` is true; neighbouring heads share a group."""
+    length = query.shape[0]
+    open_to = None if mask is None else jnp.broadcast_to(mask, (1, length, length))
+    # JAX's own code mixes 16-bit operands with float32 weights.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(
+            query, keys, value, mask=open_to, is_causal=causal, implementation=compute.attention
+        )
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of a sequence to itself."""
+    """Multi-head attention of a sequence to itself, in both directions."""
 
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        size, stddev = config.hidden_size, config.initializer_range
-        self.query = Dense(size, size, stddev=stddev, rngs=rngs)
-        self.key = Dense(size, size, stddev=stddev, rngs=rngs)
-        self.value = Dense(size, size, stddev=stddev, rngs=rngs)
+    def __init__(
+        self,
+        size: int,
+        num_heads: int,
+        *,
+        stddev: float,
+        compute: Compute,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ):
+        self.query = Dense(size, size, stddev=stddev, rngs=rngs, bias=bias)
+        self.key = Dense(size, size, stddev=stddev, rngs=rngs, bias=bias)
+        self.value = Dense(size, size, stddev=stddev, rngs=rngs, bias=bias)
         self.output = Dense(size, size, stddev=stddev, rngs=rngs)
-        self.num_heads = config.num_attention_heads
-        self.dropout = config.dropout
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.compute = compute
 
     def __call__(
-        self, x: Float[Array, "seq hidden"], mask: Bool[Array, "seq"], key: Array | None
+        self, x: Float[Array, "seq hidden"], mask: Bool[Array, "seq"] | None = None, key: Array | None = None
     ) -> Float[Array, "seq hidden"]:
-        """Attend to the places where `mask` is true."""
-        heads = (x.shape[0], self.num_heads, -1)
-        query = jnp.reshape(self.query(x), heads)
-        keys = jnp.reshape(self.key(x), heads)
-        value = jnp.reshape(self.value(x), heads)
-        scores = jnp.einsum("qhd,khd->hqk", query, keys) / math.sqrt(query.shape[-1])
-        # Finite, so that a fully masked sequence gives a uniform softmax and not NaN.
-        closed = jnp.where(mask, 0.0, jnp.finfo(x.dtype).min).astype(x.dtype)
-        weights = jax.nn.softmax(scores + closed[None, None, :], axis=-1)
-        weights = dropout(weights, self.dropout, key)
-        mixed = jnp.einsum("hqk,khd->qhd", weights, value)
+        """Attend to the places where `mask` is true, or to all; a key drops some of the attention weights."""
+        query, keys, value = (heads(dense(x), self.num_heads) for dense in (self.query, self.key, self.value))
+        if key is None or self.dropout == 0.0:
+            mixed = attend(query, keys, value, mask=mask, compute=self.compute)
+        else:
+            mixed = _dropped_attention(query, keys, value, mask, self.dropout, key)
         return self.output(jnp.reshape(mixed, x.shape))
 
 
-class Layer(nnx.Module):
-    """One post-LayerNorm transformer layer."""
-
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        stddev, eps = config.initializer_range, config.layer_norm_eps
-        self.attention = SelfAttention(config, rngs=rngs)
-        self.attention_norm = LayerNorm(config.hidden_size, eps=eps)
-        self.up = Dense(config.hidden_size, config.intermediate_size, stddev=stddev, rngs=rngs)
-        self.down = Dense(config.intermediate_size, config.hidden_size, stddev=stddev, rngs=rngs)
-        self.output_norm = LayerNorm(config.hidden_size, eps=eps)
-        self.dropout = config.dropout
-
-    def __call__(
-        self, x: Float[Array, "seq hidden"], mask: Bool[Array, "seq"], key: Array | None
-    ) -> Float[Array, "seq hidden"]:
-        """Attention, then the feed-forward part, each added to its input and normalised."""
-        weights_key, attention_key, output_key = split_key(key, 3)
-        attended = dropout(self.attention(x, mask, weights_key), self.dropout, attention_key)
-        x = self.attention_norm(x + attended)
-        inner = jax.nn.gelu(self.up(x), approximate=False)
-        return self.output_norm(x + dropout(self.down(inner), self.dropout, output_key))
+def _dropped_attention(
+    query: Array, keys: Array, value: Array, mask: Bool[Array, "seq"] | None, rate: float, key: Array
+) -> Float[Array, "seq heads head"]:
+    """Attention with dropout on its weights, which `jax.nn.dot_product_attention` does not have."""
+    scores = jnp.einsum("qhd,khd->hqk", query, keys) / math.sqrt(query.shape[-1])
+    if mask is not None:
+        # Finite, so that a fully masked sequence gives a uniform softmax and not NaN.
+        closed = jnp.where(mask, 0.0, jnp.finfo(query.dtype).min).astype(query.dtype)
+        scores = scores + closed[None, None, :]
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key)
+    return jnp.einsum("hqk,khd->qhd", weights, value)

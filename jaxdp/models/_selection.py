@@ -8,7 +8,8 @@ from typing import Any
 from flax import nnx
 
 _LAYER = re.compile(r"(?:^|/)layers/(\d+)/")
-_WORDS = '"all", "bias", "head", "last:K" or a list of path patterns'
+_STACKED = re.compile(r"(?:^|/)layers/(?!\d+/)")
+_WORDS = '"all", "bias", "head", "last:K", "lora" or a list of path patterns'
 
 
 def path_string(path: Sequence[Any]) -> str:
@@ -28,11 +29,14 @@ def trainable_paths(spec: str | Sequence[str], model: nnx.Module) -> tuple[str, 
     spec                 trained
     ===================  ===================================================================================
     ``"all"``            every parameter
-    ``"bias"``           biases, scale and bias of every LayerNorm, and the head (BiTFiT)
+    ``"bias"``           biases, scale and bias of every norm, and the head (BiTFiT)
     ``"head"``           the head
     ``"last:K"``         the top K layers and the head
+    ``"lora"``           the low-rank adapters that `add_lora` put in, and the head
     list of patterns     every path that matches one of them (``*`` also matches ``/``); name the head as well
     ===================  ===================================================================================
+
+    "The head" is that of a classifier. A decoder's ``lm_head`` is pretrained and counts as a parameter like others.
 
     Args:
         spec: see above; patterns are matched against the whole path with their case, as by
@@ -44,7 +48,8 @@ def trainable_paths(spec: str | Sequence[str], model: nnx.Module) -> tuple[str, 
         The selected paths, in the model's order.
 
     Raises:
-        ValueError: an unknown word, a pattern that matches nothing, or more layers than the model has.
+        ValueError: an unknown word, a pattern that matches nothing, more layers than the model has, single layers of
+            a model whose layers are stacked, or adapters of a model that has none.
 
     Example:
         >>> from flax import nnx
@@ -72,9 +77,19 @@ def trainable_paths(spec: str | Sequence[str], model: nnx.Module) -> tuple[str, 
         return head
     if spec == "bias":
         return tuple(p for p in paths if p in head or p.rsplit("/", 1)[-1] in ("bias", "scale"))
+    if spec == "lora":
+        adapters = tuple(path for path in paths if "/lora/" in path)
+        if not adapters:
+            raise ValueError('train = "lora", but the model has no adapters: put them in with add_lora.')
+        return tuple(path for path in paths if path in head or path in adapters)
     last = re.fullmatch(r"last:(\d+)", spec)
     if last is None:
         raise ValueError(f"train = {spec!r} is not known: give {_WORDS}.")
+    if any(_STACKED.search(path) for path in paths):
+        raise ValueError(
+            f"train = {spec!r}, but this model's layers are stacked and cannot be told apart: give "
+            '"all", "bias", "head", "lora" or path patterns.'
+        )
     count = num_layers(model)
     top = int(last[1])
     if not 1 <= top <= count:
@@ -88,7 +103,7 @@ def trainable_filter(spec: str | Sequence[str], model: nnx.Module) -> Callable[[
     """The NNX filter of the parameters that `spec` selects; see `trainable_paths` for the specs and errors.
 
     Args:
-        spec: ``"all"``, ``"bias"``, ``"head"``, ``"last:K"`` or a list of path patterns.
+        spec: ``"all"``, ``"bias"``, ``"head"``, ``"last:K"``, ``"lora"`` or a list of path patterns.
         model: the model whose parameters are meant.
 
     Returns:
@@ -147,7 +162,7 @@ def frozen_layers(spec: str | Sequence[str], model: nnx.Module) -> int | None:
 
 
 def num_layers(model: nnx.Module) -> int:
-    """Number of layers in ``layers``."""
+    """Number of separate layers in ``layers``; 0 if they are stacked."""
     return 1 + max((_layer_index(path) for path in parameter_paths(model)), default=-1)
 
 

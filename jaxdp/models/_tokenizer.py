@@ -1,4 +1,4 @@
-"""Texts to padded token ids, by a Hugging Face ``tokenizer.json``."""
+"""Texts to padded token ids and back, by a Hugging Face ``tokenizer.json`` or the one inside a GGUF file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from ._gguf_llama import tokenizer_from_gguf
+
 
 class Tokenizer:
     """The tokenizer of a Hugging Face directory; each call, not the file, sets padding and truncation.
 
     Args:
-        path: ``tokenizer.json``, or the directory that holds it.
+        path: ``tokenizer.json``, the directory that holds it, or a ``.gguf`` file with a byte-level BPE tokenizer.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -29,13 +31,17 @@ class Tokenizer:
         if not file.is_file():
             raise FileNotFoundError(f"{file} does not exist: the model directory must hold tokenizer.json.")
         self.path = file
+        if file.suffix == ".gguf":
+            self._tokenizer, self._pad_id = tokenizer_from_gguf(file)
+            return
         text = file.read_text(encoding="utf-8")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the Rust side raises bare Exception
             raise ValueError(f"{file} is not a tokenizer ({error}): download it again.") from error
         padding = self._tokenizer.padding
-        self._pad_id = int(padding["pad_id"]) if padding else self._tokenizer.token_to_id("[PAD]") or 0
+        named = (self._tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
+        self._pad_id = int(padding["pad_id"]) if padding else next((i for i in named if i is not None), 0)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -80,3 +86,21 @@ class Tokenizer:
     def lengths(self, texts: Sequence[str]) -> Int32[np.ndarray, "n"]:
         """Number of tokens of every text without truncation, the special ones included."""
         return np.array([len(e.ids) for e in self._tokenizer.encode_batch(list(texts))], np.int32)
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, "n"]) -> str:
+        """The text of token ids, special tokens left out."""
+        return self._tokenizer.decode([int(index) for index in ids])
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``tokenizer.json`` into a directory, such as one that `save_pretrained` wrote.
+
+        Args:
+            directory: is made if need be; a file of that name is replaced.
+
+        Returns:
+            The path of the file.
+        """
+        target = Path(directory) / "tokenizer.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._tokenizer.save(str(target))
+        return target

@@ -131,7 +131,7 @@ def test_wrong_calls_are_refused(encoder):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model_type": "roberta"}, "config.json has model_type = 'roberta', but only 'bert'"),
+        ({"model_type": "gpt2"}, "config.json has model_type = 'gpt2', but only 'bert' and 'roberta'"),
         ({"model_type": None}, "config.json has model_type = None"),
         ({"hidden_act": "gelu_new"}, "config.json has hidden_act = 'gelu_new', but only 'gelu'"),
         ({"position_embedding_type": "relative_key"}, "config.json has position_embedding_type"),

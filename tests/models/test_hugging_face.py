@@ -149,7 +149,7 @@ def test_broken_directories_are_explained(directory, tmp_path):
     with pytest.raises(ValueError, match="is not a safetensors file"):
         models.load_pretrained(directory)
     (directory / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="save the weights as one safetensors file"):
+    with pytest.raises(FileNotFoundError, match="save the weights as safetensors"):
         models.load_pretrained(directory)
     (directory / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

@@ -1,0 +1,140 @@
+"""The decoder and the tokenizer that a GGUF file of the Llama architecture holds."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from ._compute import Compute
+from ._gguf import read_gguf
+from ._llama_config import LlamaConfig
+from ._rope import Rope
+
+_OUTSIDE = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_SPECIAL, _USER_DEFINED = 3, 4
+
+
+def llama_from_gguf(
+    path: str | Path, *, compute: Compute | None = None
+) -> tuple[LlamaConfig, dict[str, Float32[np.ndarray, "..."]]]:
+    """The config, and the tensors under their torch names without ``model.``."""
+    metadata, stored = read_gguf(path)
+    if metadata.get("general.architecture") != "llama":
+        raise ValueError(
+            f"{path} has the architecture {metadata.get('general.architecture')!r}, but only 'llama' can be loaded."
+        )
+    tensors = {_torch_name(name): tensor for name, tensor in stored.items()}
+    config = _config(metadata, tensors, compute, path)
+    for name, tensor in tensors.items():
+        for part, count in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
+            if f".{part}." in name:
+                tensors[name] = _paired_by_halves(tensor, count)
+    return config, tensors
+
+
+def _config(
+    metadata: dict[str, Any], tensors: dict[str, np.ndarray], compute: Compute | None, path: Any
+) -> LlamaConfig:
+    """The decoder's shape."""
+
+    def needed(key: str) -> Any:
+        if f"llama.{key}" not in metadata:
+            raise ValueError(f"{path} lacks llama.{key} in its metadata: download it again.")
+        return metadata[f"llama.{key}"]
+
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    if scaling not in ("none", "linear"):
+        raise ValueError(f"{path} rescales rotary positions by {scaling!r}: load the Hugging Face directory instead.")
+    theta, factor = metadata.get("llama.rope.freq_base", 10000.0), metadata.get("llama.rope.scaling.factor", 1.0)
+    heads, width = needed("attention.head_count"), needed("embedding_length")
+    tokens: dict[str, Any] = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _TOKENS.items()}
+    return LlamaConfig(
+        vocab_size=len(tensors["embed_tokens.weight"]) if "embed_tokens.weight" in tensors else needed("vocab_size"),
+        hidden_size=width,
+        intermediate_size=needed("feed_forward_length"),
+        num_hidden_layers=needed("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
+        head_dim=metadata.get("llama.attention.key_length", metadata.get("llama.rope.dimension_count", 0)),
+        max_position_embeddings=needed("context_length"),
+        rms_norm_eps=_shortest(needed("attention.layer_norm_rms_epsilon")),
+        rope=Rope(theta=_shortest(theta), kind="linear" if scaling == "linear" else "default", factor=factor),
+        tie_word_embeddings="lm_head.weight" not in tensors,
+        attention_bias="layers.0.self_attn.q_proj.bias" in tensors,
+        **tokens,
+        compute=Compute() if compute is None else compute,
+    )
+
+
+_TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+
+def _shortest(value: float) -> float:
+    """A 32-bit float as the shortest decimal that gives it: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _torch_name(name: str) -> str:
+    """``blk.3.attn_q.weight`` -> ``layers.3.self_attn.q_proj.weight``; unknown names stay."""
+    inside = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if inside is None:
+        return _OUTSIDE.get(name, name)
+    return f"layers.{inside[1]}.{_LAYER.get(inside[2], inside[2])}.{inside[3]}"
+
+
+def _paired_by_halves(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of each head from (pair, member) to (member, pair) order.
+
+    llama.cpp rotates feature 2i against 2i + 1, `rotate` feature i of the first half against i of the second.
+    """
+    pairs = tensor.reshape(heads, tensor.shape[0] // heads // 2, 2, *tensor.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def tokenizer_from_gguf(path: str | Path) -> tuple[Any, int]:
+    """A byte-level BPE tokenizer from a file's metadata, and the id that fills padded places."""
+    import tokenizers  # comes with the extra `train`; the models themselves do without
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    metadata = read_gguf(path, tensors=False).metadata
+    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if model != "gpt2" or pre not in ("smollm", "gpt-2", "default"):
+        raise ValueError(
+            f"{path} has a tokenizer of the kind {model!r} with {pre!r}, but only 'gpt2' with 'smollm' or 'gpt-2' can "
+            "be made from a GGUF file: use the tokenizer.json of the model's Hugging Face directory."
+        )
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _SPECIAL]
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in special])
+    plain = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in plain])
+    if metadata.get("tokenizer.ggml.add_bos_token", False):
+        first = metadata["tokenizer.ggml.bos_token_id"]
+        template = processors.TemplateProcessing(single="B $A", special_tokens=[("B", first)])
+        tokenizer.post_processor = template
+    return tokenizer, int(metadata.get("tokenizer.ggml.padding_token_id", 0))
