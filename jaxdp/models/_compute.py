@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ class Compute:
     """
 
     dtype: str | None = None
-    remat: Literal["none", "dots", "full"] = "full"
-    attention: Literal["xla", "cudnn"] | None = None
+    remat: str = "full"
+    attention: str | None = None
 
     def __post_init__(self):
         if self.dtype is not None and self.dtype not in ("bfloat16", "float16", "float32", "float64"):

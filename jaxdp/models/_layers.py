@@ -1,6 +1,7 @@
 """The pieces that all transformers here are made of, each written for one example."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +112,11 @@ def attend(
     """Softmax attention with float32 weights, to the places where `mask` is true; neighbouring heads share a group."""
     length = query.shape[0]
     open_to = None if mask is None else jnp.broadcast_to(mask, (1, length, length))
+    implementation: Any = compute.attention
     # JAX's own code mixes 16-bit operands with float32 weights.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(
-            query, keys, value, mask=open_to, is_causal=causal, implementation=compute.attention
+            query, keys, value, mask=open_to, is_causal=causal, implementation=implementation
         )
 
 

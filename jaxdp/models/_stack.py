@@ -15,7 +15,9 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 def stack_layers(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
     """`count` layers as one module each of whose parameters has a leading axis of that length."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key))))(jax.random.split(rngs.params(), count))
+    # Compiled as one: drawn one by one, each shape would be a compilation of its own.
+    draw = jax.jit(jax.vmap(lambda key: nnx.state(make(nnx.Rngs(key)))))
+    state = draw(jax.random.split(rngs.params(), count))
     return nnx.merge(graphdef, state)
 
 
