@@ -5,6 +5,7 @@ from ._packages import package_path
 from ._split import split
 from ._tables import read_table
 from ._types import BatchEncoder, LabelledText, TokenisedText, fingerprint, tokenise
+from ._wordnet import wordnet_glosses
 
 __all__ = [
     "BatchEncoder",
@@ -18,4 +19,5 @@ __all__ = [
     "split",
     "tokenise",
     "tweets",
+    "wordnet_glosses",
 ]
