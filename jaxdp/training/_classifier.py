@@ -106,7 +106,7 @@ def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Pa
     try:
         corpus = {"tweets": data.tweets, "movie_sentences": data.movie_sentences}[str(config.center)]()
         chosen = corpus.take(np.linspace(0, len(corpus) - 1, _CENTER_TEXTS).astype(np.int64))
-        length = min(_CENTER_LENGTH, encoder.config.max_position_embeddings)
+        length = min(_CENTER_LENGTH, encoder.config.max_length)
         texts = data.tokenise(chosen, models.Tokenizer(directory), length)
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"model.center: {error}") from error
