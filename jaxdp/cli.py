@@ -77,7 +77,7 @@ def resume(run: _RunFolder) -> Work:
     return work
 
 
-def report(run: _RunFolder) -> Work:
+def report(run: _RunFolder, spectrum: bool = False) -> Work:
     """Draw the plots of a run and write its report.md and report.html again.
 
     Works on runs that are not finished, too.
@@ -86,13 +86,14 @@ def report(run: _RunFolder) -> Work:
 
     Args:
       run: the run's directory.
+      spectrum: also draw the singular values of one layer's noisy gradient before and after denoising.
     """
 
     def work(overrides: Overrides) -> None:
         from jaxdp import training
 
         _refuse(overrides, "report")
-        for path in training.write_report(training.RunDirectory(run)):
+        for path in training.write_report(training.RunDirectory(run), spectrum=spectrum):
             print(path)
 
     return work

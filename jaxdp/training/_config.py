@@ -103,6 +103,27 @@ class ClippingConfig(_Section):
         return self
 
 
+class DenoiseConfig(_Section):
+    """`[denoise]`: singular values of the noisy gradient matrices, shrunk; it costs no privacy."""
+
+    enabled: bool = Field(False, description="denoise every matrix that a phase trains, before the update rule")
+    mode: Literal["keep_bulk", "shrink"] = Field(
+        "keep_bulk", description='"keep_bulk" weighs down what does not stand out, "shrink" drops it'
+    )
+    method: Literal["auto", "gram", "subspace"] = Field(
+        "auto", description='"gram" (exact), "subspace" (the leading triplets, from step to step), or by size'
+    )
+    gate: Literal["cosine", "tracy_widom"] | Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        "cosine", description="from where on a singular value is signal, or a ratio to the edge of the noise"
+    )
+    norm_correct: bool = Field(True, description="keep the norm of each matrix")
+    width: Count = Field(8, description='singular triplets of the "subspace" method')
+    spectrum: str | None = Field(
+        None,
+        description="the parameter whose singular values `jaxdp report --spectrum` draws; the largest if not given",
+    )
+
+
 class PhaseConfig(_Section):
     """`[[phase]]`: one stretch of training; all phases share the budget."""
 
@@ -125,7 +146,9 @@ class PhaseConfig(_Section):
         1.0, description="the phase's noise multiplier relative to the other phases' (more noise costs less budget)"
     )
     max_norm: Positive | None = Field(None, description="the phase's own clipping norm")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="the update rule")
+    optimizer: Literal["adam", "adamw", "sgd", "adam_corrected"] = Field(
+        "adam", description='the update rule; "adam_corrected" takes the noise\'s variance off the second moment'
+    )
     learning_rate: Positive = Field(description="its learning rate, the peak of the schedule")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it decays to zero")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps over which it rises from zero")
@@ -191,6 +214,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
     privacy: PrivacyConfig
     clipping: ClippingConfig = ClippingConfig()  # pyright: ignore[reportCallIssue]
+    denoise: DenoiseConfig = DenoiseConfig()  # pyright: ignore[reportCallIssue]
     phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
 
@@ -233,6 +257,19 @@ class Config(_Section):
                 f'model.center is "{self.model.center}", the corpus that the run trains on, whose mean is private: '
                 "name a public one, or remove it."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_the_noise_it_takes_off(self) -> "Config":
+        corrected = [i for i, phase in enumerate(self.phase, 1) if phase.optimizer == "adam_corrected"]
+        if self.denoise.enabled and corrected:
+            raise ValueError(
+                f'phase.{corrected[0]}.optimizer = "adam_corrected" needs the noise as it was drawn, and '
+                'denoise.enabled changes it: use "adam", or remove denoise.enabled.'
+            )
+        if not self.privacy.enabled and (self.denoise.enabled or corrected):
+            name = "denoise.enabled" if self.denoise.enabled else f'phase.{corrected[0]}.optimizer = "adam_corrected"'
+            raise ValueError(f"{name} has no meaning with privacy.enabled = false, without noise: remove it.")
         return self
 
     @property

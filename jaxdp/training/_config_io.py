@@ -179,7 +179,17 @@ def _sentence(error: Any, raw: dict[str, Any]) -> str:
 
 
 # What pydantic adds to the location of an error inside a union.
-_UNION_TAGS = frozenset({"str", "float", "constrained-float", "literal['full']", "tuple[str, ...]", "int"})
+_UNION_TAGS = frozenset(
+    {
+        "str",
+        "float",
+        "constrained-float",
+        "literal['full']",
+        "literal['cosine','tracy_widom']",
+        "tuple[str, ...]",
+        "int",
+    }
+)
 
 
 def _field_name(location: Sequence[Any]) -> str:

@@ -22,6 +22,7 @@ from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
 from jaxdp.training._phase_data import PhaseData, make_evaluation, make_phase_data
 from jaxdp.training._plan import Plan, evaluation_steps
+from jaxdp.training._spectrum import denoising_metrics
 from jaxdp.training._step import StepFunction, TrainState, make_step
 
 
@@ -165,7 +166,9 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
         if done in evaluations:
             scores = evaluate(frozen | state.params, data)
             spent = epsilon if math.isfinite(epsilon) else None
-            job.log.write({"step": done, "phase": phase.config.name, "epsilon": spent, **scores})
+            job.log.write(
+                {"step": done, "phase": phase.config.name, "epsilon": spent, **scores} | denoising_metrics(state)
+            )
             accuracy = scores["held_out_accuracy"]
             job.display.evaluated(done, job.total, phase.config.name, epsilon, accuracy)
             if not math.isfinite(scores["held_out_loss"]):
@@ -206,7 +209,12 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
     # Each phase counts its releases from 0, so each needs a stream of its own.
     noise = jax.random.fold_in(sampling.streams(key).noise, index)
     return make_transformation(
-        phase.config, plan.config.clipping, phase.noise_multiplier, phase.sampler.expected_batch_size, noise
+        phase.config,
+        plan.config.clipping,
+        phase.noise_multiplier,
+        phase.sampler.expected_batch_size,
+        noise,
+        plan.config.denoise,
     )
 
 

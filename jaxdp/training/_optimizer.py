@@ -9,7 +9,8 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import norms, transforms
 from jaxdp.per_example import PerExampleGrads
-from jaxdp.training._config import ClippingConfig, PhaseConfig
+from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig
+from jaxdp.training._spectrum import watch
 
 
 def learning_rate_schedule(phase: PhaseConfig) -> optax.Schedule:
@@ -37,6 +38,8 @@ def make_optimizer(phase: PhaseConfig) -> optax.GradientTransformation:
         rule = optax.sgd(rate, momentum=phase.momentum or None)
     elif phase.optimizer == "adamw":
         rule = optax.adamw(rate, b1=b1, b2=b2, weight_decay=phase.weight_decay)
+    elif phase.optimizer == "adam_corrected":
+        rule = optax.chain(transforms.scale_by_corrected_adam(b1=b1, b2=b2), optax.scale_by_learning_rate(rate))
     else:
         rule = optax.adam(rate, b1=b1, b2=b2)
 
@@ -78,10 +81,15 @@ def make_transformation(
     noise_multiplier: float | None,
     expected_batch_size: float,
     key: PRNGKeyArray,
+    denoise: DenoiseConfig | None = None,
 ) -> optax.GradientTransformation:
-    """Clip, noise, mean, update rule; without a noise multiplier an ordinary mean gradient, with no guarantee."""
+    """Clip, noise, mean, denoising if wanted, update rule.
+
+    Without a noise multiplier an ordinary mean gradient, with no guarantee.
+    """
     if noise_multiplier is None:
         return optax.chain(_ordinary_mean(expected_batch_size), make_optimizer(phase))
+    denoiser = make_denoiser(denoise) if denoise is not None and denoise.enabled else None
     spec = clip_spec(phase, clipping)
     private = transforms.dpsgd(
         max_norm=spec.max_norm,
@@ -92,8 +100,22 @@ def make_transformation(
         norm=spec.norm,
         rule=spec.rule,
         normalize=spec.normalize,
+        with_stddev=denoiser is not None or phase.optimizer == "adam_corrected",
     )
-    return optax.chain(private, make_optimizer(phase))
+    between = () if denoiser is None else (denoiser,)
+    return optax.chain(private, *between, make_optimizer(phase))
+
+
+def make_denoiser(denoise: DenoiseConfig) -> optax.GradientTransformation:
+    """Post-processing of the noisy gradient, which keeps one matrix before and after for the report."""
+    denoiser = transforms.rmt_denoise(
+        method=denoise.method,
+        mode=denoise.mode,
+        gate=denoise.gate,
+        norm_correct=denoise.norm_correct,
+        width=denoise.width,
+    )
+    return watch(denoiser, denoise.spectrum)
 
 
 def _ordinary_mean(expected_batch_size: float) -> optax.GradientTransformation:

@@ -1,4 +1,4 @@
-"""The two pictures of a report."""
+"""The pictures of a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,11 +67,79 @@ def plot_accuracy(
     _finish(figure, axes, f"Learning curve ({guarantee})", "held-out accuracy (%)", ends, path)
 
 
+def plot_denoising(lines: Sequence[dict[str, Any]], path: Path, *, ends: Sequence[tuple[str, int]]) -> None:
+    """How far each denoised gradient stood out of the noise, and in how many directions.
+
+    Args:
+      lines: lines of `metrics.jsonl` with `denoise`.
+      path: the PNG file.
+      ends: name and last step of each phase.
+    """
+    figure, (above, below) = plt.subplots(2, 1, figsize=(7.2, 6.0), dpi=130, layout="constrained", sharex=True)
+    names = list(dict.fromkeys(name for line in lines for name in line["denoise"]))
+    colours = plt.get_cmap("viridis")
+    for number, name in enumerate(names):
+        seen = [(line["step"], *line["denoise"][name]) for line in lines if name in line["denoise"]]
+        steps, ratios, ranks = zip(*seen, strict=True)
+        # More names than this are no legend any more.
+        style = {"label": name} if len(names) <= 8 else {"label": f"{len(names)} matrices" if number == 0 else None}
+        style |= {"color": colours(number / max(1, len(names) - 1) * 0.9), "marker": "o", "markersize": 3}
+        above.plot(steps, ratios, linewidth=1.2, **style)
+        below.plot(steps, ranks, linewidth=1.2, **style)
+    above.axhline(1.0, color=_RED, linestyle="--", linewidth=1.2, label="edge of the noise")
+    above.set_ylabel("leading singular value / edge")
+    above.grid(alpha=0.25)
+    above.spines[["top", "right"]].set_visible(False)
+    above.legend(loc="best", frameon=False, fontsize=8)
+    above.set_title("Noisy gradients, before denoising")
+    below.yaxis.get_major_locator().set_params(integer=True)
+    _finish(figure, below, "", "singular values kept", ends, path, legend=False)
+
+
+def plot_spectrum(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """Singular values of one gradient before and after denoising, at the first and the last evaluation.
+
+    Args:
+      lines: lines of `metrics.jsonl` with `spectrum`.
+      path: the PNG file.
+    """
+    shown = [lines[0]] if len(lines) == 1 else [lines[0], lines[-1]]
+    figure, all_axes = plt.subplots(
+        1, len(shown), figsize=(4.6 * len(shown), 4.0), dpi=130, layout="constrained", squeeze=False, sharey=True
+    )
+    for axes, line in zip(all_axes[0], shown, strict=True):
+        spectrum = line["spectrum"]
+        index = range(1, len(spectrum["before"]) + 1)
+        axes.plot(index, spectrum["before"], color=_BLUE, linewidth=1.5, marker=".", label="noisy gradient")
+        axes.plot(index, spectrum["after"], color=_RED, linestyle="--", linewidth=1.5, marker=".", label="denoised")
+        axes.axhline(spectrum["edge"], color=_GREY, linestyle=":", linewidth=1.2, label="edge of the noise")
+        axes.set_xscale("log")
+        axes.set_title(f"{spectrum['parameter']}, step {line['step']}", fontsize=9)
+        axes.set_xlabel("index of the singular value")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0][0].set_ylabel("singular value")
+    # After the last curve: it ends the automatic scaling of all of them.
+    all_axes[0][0].set_ylim(bottom=0)
+    all_axes[0][0].legend(loc="best", frameon=False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def _figure() -> tuple[Any, Axes]:
     return plt.subplots(figsize=(7.2, 4.0), dpi=130, layout="constrained")
 
 
-def _finish(figure: Any, axes: Axes, title: str, ylabel: str, ends: Sequence[tuple[str, int]], path: Path) -> None:
+def _finish(
+    figure: Any,
+    axes: Axes,
+    title: str,
+    ylabel: str,
+    ends: Sequence[tuple[str, int]],
+    path: Path,
+    *,
+    legend: bool = True,
+) -> None:
     last = ends[-1][1] if ends else axes.get_xlim()[1]
     axes.set_xlim(0, last * 1.02)
     begin = 0
@@ -94,6 +162,7 @@ def _finish(figure: Any, axes: Axes, title: str, ylabel: str, ends: Sequence[tup
     axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="best", frameon=False)
+    if legend:
+        axes.legend(loc="best", frameon=False)
     figure.savefig(path)
     plt.close(figure)

@@ -10,9 +10,10 @@ from jaxdp import accounting
 from jaxdp.training._config import Config
 from jaxdp.training._config_io import load_config
 from jaxdp.training._console import epsilon_text
+from jaxdp.training._errors import UserError
 from jaxdp.training._metrics import read_metrics
 from jaxdp.training._plan import Plan, plan_from_saved
-from jaxdp.training._plots import plot_accuracy, plot_epsilon
+from jaxdp.training._plots import plot_accuracy, plot_denoising, plot_epsilon, plot_spectrum
 from jaxdp.training._run_directory import RunDirectory, read_json, write_text
 
 _STYLE = """
@@ -23,17 +24,18 @@ pre { background: #f6f6f4; padding: 1em; overflow-x: auto; font-size: 13px } img
 """
 
 
-def write_report(run: RunDirectory) -> list[Path]:
+def write_report(run: RunDirectory, *, spectrum: bool = False) -> list[Path]:
     """Draw the plots and write `report.md` and `report.html`, from the files of the run alone.
 
     Args:
       run: a run, finished or not.
+      spectrum: also draw the singular values of one layer's gradient before and after denoising.
 
     Returns:
       The files written.
 
     Raises:
-      UserError: the directory holds no run.
+      UserError: the directory holds no run, or none that has singular values to draw.
     """
     run.require()
     config = load_config(run.config)
@@ -50,10 +52,27 @@ def write_report(run: RunDirectory) -> list[Path]:
         images.append(("Privacy spent", run.path / "epsilon.png"))
         target = config.privacy.epsilon
         plot_epsilon(plan.curve, images[-1][1], delta=config.privacy.delta, target=target, ends=ends)
+    if denoised := [line for line in lines if "denoise" in line]:
+        images.append(("Denoising", run.path / "denoise.png"))
+        plot_denoising(denoised, images[-1][1], ends=ends)
+    if spectrum:
+        images.append(("Singular values", run.path / "spectrum.png"))
+        plot_spectrum(_with_spectrum(run, config, lines), images[-1][1])
     sections = _Sections(run, config, plan, scores, lines)
     write_text(run.path / "report.md", sections.markdown(images))
     write_text(run.path / "report.html", sections.html(images))
     return [path for _, path in images] + [run.path / "report.md", run.path / "report.html"]
+
+
+def _with_spectrum(run: RunDirectory, config: Config, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations that have singular values, or a sentence that says why none has."""
+    if found := [line for line in lines if "spectrum" in line]:
+        return found
+    if not config.denoise.enabled:
+        raise UserError(f"{run.path} has no singular values, as it was not denoised: train with denoise.enabled true.")
+    named = config.denoise.spectrum
+    what = "no phase trains a matrix" if named is None else f"no phase denoises denoise.spectrum = {named!r}"
+    raise UserError(f"{run.path} has no singular values, as {what} (or none was evaluated so far).")
 
 
 def _guarantee(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jaxdp.norms import EXACT, Norm
 from jaxdp.per_example import Inert, PerExampleGrads
+from jaxdp.transforms._noisy_gradient import NoisyGradient
 
 PyTree = Any
 
@@ -81,6 +82,8 @@ def describe(updates: PyTree) -> str:
         return "a sum that is already clipped"
     if isinstance(updates, PerExampleGrads):
         return "per-example gradients that are not clipped"
+    if isinstance(updates, NoisyGradient):
+        return "a gradient that noise was already added to"
     return "a plain pytree of arrays"
 
 

@@ -38,6 +38,7 @@ def dpsgd(
     rule: Rule = "flat",
     normalize: bool = False,
     noise_shape: NoiseShape = "isotropic",
+    with_stddev: bool = False,
 ) -> DPSGD:
     r"""Privatised mean gradient $\frac1b\big(\sum_i w_i g_i + \mathcal N(0, (\sigma S)^2 I)\big)$.
 
@@ -53,6 +54,7 @@ def dpsgd(
       rule: clipping function, as in `clip`.
       normalize: as in `clip`.
       noise_shape: how the noise is shared out over the groups, as in `clip`.
+      with_stddev: return a `NoisyGradient` for `rmt_denoise` and others to follow, as in `add_gaussian_noise`.
 
     Returns:
       An `optax.GradientTransformation` from `PerExampleGrads` to a plain pytree; chain any optimiser after it. Its
@@ -79,7 +81,7 @@ def dpsgd(
     clipping = clip(
         max_norm, groups=groups, norm=norm, rule=rule, normalize=normalize, noise_shape=noise_shape, key=key
     )
-    return _private_mean(clipping, noise_multiplier, expected_batch_size, key)
+    return _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev)
 
 
 def adaptive_dpsgd(
@@ -96,6 +98,7 @@ def adaptive_dpsgd(
     rule: Rule = "flat",
     normalize: bool = False,
     noise_shape: NoiseShape = "isotropic",
+    with_stddev: bool = False,
 ) -> DPSGD:
     r"""`dpsgd` whose clipping thresholds follow a quantile of the gradients' norms.
 
@@ -115,6 +118,7 @@ def adaptive_dpsgd(
       rule: clipping function, as in `clip`.
       normalize: as in `clip`.
       noise_shape: as in `clip`.
+      with_stddev: as in `dpsgd`.
 
     Returns:
       An `optax.GradientTransformation` from `PerExampleGrads` to a plain pytree; its `.dp_event()` is the event of one
@@ -150,7 +154,7 @@ def adaptive_dpsgd(
         normalize=normalize,
         noise_shape=noise_shape,
     )
-    private = _private_mean(clipping, noise_multiplier, expected_batch_size, key)
+    private = _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev)
 
     def init(params: PyTree) -> Any:
         clipping.check_noise_multiplier(noise_multiplier, params)
@@ -160,9 +164,13 @@ def adaptive_dpsgd(
 
 
 def _private_mean(
-    clipping: Clip | AdaptiveClip, noise_multiplier: float | int, expected_batch_size: float | int, key: PRNGKeyArray
+    clipping: Clip | AdaptiveClip,
+    noise_multiplier: float | int,
+    expected_batch_size: float | int,
+    key: PRNGKeyArray,
+    with_stddev: bool,
 ) -> DPSGD:
-    noise = add_gaussian_noise(noise_multiplier, key)
+    noise = add_gaussian_noise(noise_multiplier, key, with_stddev=with_stddev)
     chain = optax.chain(clipping, noise, optax.scale(1.0 / expected_batch_size))
     return _carrying(DPSGD(chain.init, chain.update), clipping, noise_multiplier, expected_batch_size)
 

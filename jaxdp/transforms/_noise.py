@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
+from jaxdp.transforms._noisy_gradient import NoisyGradient
 
 PyTree = Any
 
@@ -30,7 +31,9 @@ class GaussianNoiseState(NamedTuple):
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
-def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> optax.GradientTransformation:
+def add_gaussian_noise(
+    noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False
+) -> optax.GradientTransformation:
     r"""Add $\mathcal N(0, (\sigma S)^2 I)$ to a clipped sum, S being the sensitivity the sum carries.
 
     With shaped noise (see `clip`), the std on group m is $\sigma S \gamma_m$. Where more than the sum is released about
@@ -43,10 +46,12 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
     Args:
       noise_multiplier: $\sigma \ge 0$, the noise's std as a multiple of the sensitivity; 0 gives no privacy.
       key: a typed PRNG key, as from `jaxdp.sampling.key_from_entropy()`. Whoever knows it can remove the noise.
+      with_stddev: return a `NoisyGradient`, which carries the std of the noise to what follows and needs it, such as
+        `rmt_denoise`; a scalar product (`optax.scale`) keeps it right, and anything else is refused.
 
     Returns:
-      An `optax.GradientTransformation` whose `update` takes a `ClippedSum` and returns a plain pytree, from which
-      anything may be computed freely (post-processing).
+      An `optax.GradientTransformation` whose `update` takes a `ClippedSum` and returns a plain pytree (or a
+      `NoisyGradient`), from which anything may be computed freely (post-processing).
 
     Raises:
       TypeError: the key is no typed key; at update, the input is not a `ClippedSum`.
@@ -90,11 +95,12 @@ def add_gaussian_noise(noise_multiplier: float | int, key: PRNGKeyArray) -> opta
         if updates.noise_scales is not None:
             scales = treedef.flatten_up_to(updates.noise_scales)
         noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)))
-        noisy = [
-            leaf + jnp.asarray(own_multiplier * scale, leaf.dtype) * draw
-            for leaf, scale, draw in zip(wide, scales, noise, strict=True)
-        ]
-        return treedef.unflatten(noisy), GaussianNoiseState(state.key, state.count + 1)
+        stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
+        noisy = [leaf + stddev * draw for leaf, stddev, draw in zip(wide, stddevs, noise, strict=True)]
+        gradient = treedef.unflatten(noisy)
+        if with_stddev:
+            gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
+        return gradient, GaussianNoiseState(state.key, state.count + 1)
 
     return optax.GradientTransformation(init, update)
 

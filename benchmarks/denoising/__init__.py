@@ -1,0 +1,1 @@
+"""The three measurements of denoising: spectra, cost and training."""
