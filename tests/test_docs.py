@@ -13,7 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ["jaxdp", "accounting", "data", "models", "norms", "per_example", "sampling", "training", "transforms"]
+PACKAGES = [
+    "jaxdp",
+    "accounting",
+    "data",
+    "interop.jax_privacy",
+    "models",
+    "norms",
+    "per_example",
+    "sampling",
+    "training",
+    "transforms",
+]
 
 
 def blocks(document: Path, language: str) -> list[tuple[int, str]]:
