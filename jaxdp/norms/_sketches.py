@@ -63,6 +63,9 @@ def estimated_mixed_squared_norm(
 
 
 def _times(x: Float[Array, "*k t p"], y: Float[Array, "*k p m"]) -> Float[Array, "*k t m"]:
+    if x.ndim == 3 and x.shape[0] == 1:
+        # Over a batch that shares its probes, a batched product would first copy the factor to bring its axes in order.
+        return jnp.matmul(x[0], y[0], precision="highest")[None]
     return jnp.matmul(x, y, precision="highest")
 
 

@@ -276,6 +276,8 @@ def per_example_grad(
         size = _check.check_batch(batch, mask)
         micro = _check.check_microbatch_size(microbatch_size, size)
         full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
+        # Rows are picked by traced numbers, which NumPy's arrays do not take.
+        batch = jax.tree.map(jnp.asarray, batch)
         return PerExampleGrads(checked, params, batch, full, micro, method, rules, size)
 
     return f

@@ -77,6 +77,10 @@ class Contracted(Use):
             return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
         # The smaller factor takes the weights, since what is scaled is held once more.
         a, g = self._factors(scaled(x), ct, 1) if x.size < ct.size else self._factors(x, scaled(ct), 1)
+        if a.shape[1] == 1:
+            # With an axis of length one as a batch axis, both factors would first be copied to bring their axes in order.
+            a, g = (y.reshape(-1, y.shape[3]) for y in (a, g))
+            return self._unfold(jnp.einsum("tc,tp->cp", a, g, precision=self.eqn.params["precision"])[None])
         return self._unfold(jnp.einsum("bktc,bktp->kcp", a, g, precision=self.eqn.params["precision"]))
 
     @property

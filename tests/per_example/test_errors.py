@@ -215,3 +215,14 @@ def test_errors_come_while_tracing():
         jax.eval_shape(
             lambda p: norms(params={"dense": {"kernel": p, "bias": jnp.arange(2)}}), PARAMS["dense"]["kernel"]
         )
+
+
+@pytest.mark.quick
+def test_numpy_batches_work_without_jit_and_masked_rows_have_a_norm_of_zero():
+    loss = lambda w, x: jnp.sum(jnp.tanh(x @ w))
+    batch = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    mask = np.array([True, False, True, True])
+    for method in ("auto", "ghost", "materialize"):
+        grads = jaxdp.per_example_grad(loss, method=method)(np.ones((2, 2), np.float32), batch, mask=mask)
+        _, norms = grads.clipped_sum_and_norms(lambda squared: jnp.minimum(1.0, 1.0 / squared))
+        assert norms[1, 0] == 0 and bool(jnp.all(norms[mask, 0] > 0))

@@ -83,7 +83,7 @@ def test_overrides_name_a_phase_by_number_or_name_and_replace_a_rival(tmp_path):
         ("phase.train", "[1]", "phase.1.train is [1]: give a text in quotes, or a list of patterns."),
         ("phase.train", "[]", "phase.1.train is []: name at least one pattern"),
         ("phase.betas", "[0.9]", "phase.1.betas is [0.9]: give two numbers."),
-        ("phase.optimizer", "rmsprop", 'phase.1.optimizer is "rmsprop": use "adam", "adamw", "sgd" or "adam_corrected".'),
+        ("phase.optimizer", "rmsprop", 'is "rmsprop": use "adam", "adamw", "sgd" or "adam_corrected".'),
         ("phase.warmup_steps", "20", "phase.1.warmup_steps is 20 of 10 steps: make it less than steps."),
         ("phase.weight_decay", "0.1", "phase.1.weight_decay has no meaning for optimizer"),
         ("phase.momentum", "0.1", "phase.1.momentum has no meaning for optimizer"),
