@@ -78,7 +78,7 @@ class Contracted(Use):
         # The smaller factor takes the weights, since what is scaled is held once more.
         a, g = self._factors(scaled(x), ct, 1) if x.size < ct.size else self._factors(x, scaled(ct), 1)
         if a.shape[1] == 1:
-            # With an axis of length one as a batch axis, both factors would first be copied to bring their axes in order.
+            # As a batch axis, an axis of length one would have both factors copied first to bring their axes in order.
             a, g = (y.reshape(-1, y.shape[3]) for y in (a, g))
             return self._unfold(jnp.einsum("tc,tp->cp", a, g, precision=self.eqn.params["precision"])[None])
         return self._unfold(jnp.einsum("bktc,bktp->kcp", a, g, precision=self.eqn.params["precision"]))
