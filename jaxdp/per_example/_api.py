@@ -246,6 +246,14 @@ class PerExampleGrads(Inert):
         """The examples' losses, `[batch]`: private, so not to be printed as they are."""
         return self._forward()[0]
 
+    def values_at(self, params: PyTree) -> Float[Array, " batch"]:
+        """The examples' losses at other parameters, `[batch]`, microbatch by microbatch: private."""
+
+        def microbatch(batch: PyTree, mask: Array) -> tuple[Array, tuple]:
+            return _masked(jax.vmap(self._loss, in_axes=(None, 0))(params, batch)[0], mask), ()
+
+        return self._reduce(microbatch)[0]
+
     @property
     def aux(self) -> PyTree:
         """The second output of a loss with `has_aux=True`, with a leading batch axis: private."""
