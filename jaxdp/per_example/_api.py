@@ -175,9 +175,7 @@ class PerExampleGrads(Inert):
           lookup table, a convolution's kernel, one that is cut, reshaped or computed with before it is used.
         """
         found = self._matrices()
-        return jax.tree.unflatten(
-            jax.tree.structure(self._params), [None if isinstance(x, str) else x for x in found]
-        )
+        return jax.tree.unflatten(jax.tree.structure(self._params), [None if isinstance(x, str) else x for x in found])
 
     def project(self, projections: PyTree) -> "PerExampleGrads":
         r"""These gradients in a subspace: for each parameter W that has a projection, $g_i P$ instead of $g_i$.

@@ -112,7 +112,8 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
         if isinstance(entry, Plain):
             return is_float(arrays)
         return False, {
-            leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None, basis=None)) for leaf, s in arrays[1].items()
+            leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None, basis=None))
+            for leaf, s in arrays[1].items()
         }
 
     def no_constants(entry: Entry, flags: Any, arrays: Any) -> Any:
