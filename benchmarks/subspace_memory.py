@@ -36,7 +36,10 @@ LEARNING_RATE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Compile a training step of each variant for its memory; with --run also time it. Prints a table and writes JSON."""
+    """Compile a training step of each variant for its memory, and with --run time it.
+
+    Prints a table for each workload and writes subspace_memory.json.
+    """
 
     workloads: tuple[str, ...] = NAMES
     """w1 (MiniLM) and vit-b16 (ViT-B/16 at 224 pixels)."""

@@ -67,7 +67,7 @@ class Projection:
         return project_along(grad, self.matrix, shift(self.axes), shift(self.batch))
 
     def back(self, coordinates: Float[Array, "..."], shape: tuple[int, ...]) -> Float[Array, "..."]:
-        r"""$ZP^\top$, the transpose of `project`: what coordinates in the subspace mean for a parameter of this shape."""
+        r"""$ZP^\top$, the transpose of `project`: coordinates in the subspace, in a parameter's own shape."""
         squeezed = jnp.squeeze(coordinates, axis=self.axes[1:])
         labels = list(range(len(shape)))
         kept = [a for a in labels if a not in self.axes[1:]]

@@ -19,8 +19,8 @@ class Shadow(NamedTuple):
     """What follows one parameter leaf along a weight; the cotangents of `total`, `own` and `slot` are the results.
 
     The tangents start as zeros, follow the weight through every reshape and slice, and take no part in the forward
-    pass. `slot`, `threshold`, `key` and `basis` have one entry for each entry of the leaf's stack and are sliced with it
-    by loops. Where there is a basis, `total` and `own` have the subspace's shape.
+    pass. `slot`, `threshold`, `key` and `basis` have one entry for each entry of the leaf's stack and are sliced with
+    it by loops. Where there is a basis, `total` and `own` have the subspace's shape.
     """
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples

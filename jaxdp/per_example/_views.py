@@ -77,12 +77,12 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
 def _check_bases(eqn: Any, weights: Sequence[Weight], outs: Sequence[Any]) -> None:
     """A gradient in a subspace follows a weight only through what keeps its axes."""
     based = any(shadow.basis is not None for w in weights for shadow in w.shadows.values())
-    if based and (len(weights) > 1 or _axes(eqn, weights[0]) is None):
-        if any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
-            raise ValueError(
-                f"a parameter that is projected goes through {eqn.primitive.name!r} before it is used, which mixes its "
-                "axes: leave it out of the subspace."
-            )
+    mixed = len(weights) > 1 or _axes(eqn, weights[0]) is None
+    if based and mixed and any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+        raise ValueError(
+            f"a parameter that is projected goes through {eqn.primitive.name!r} before it is used, which mixes its "
+            "axes: leave it out of the subspace."
+        )
 
 
 def _tangent(entry: Entry, leaf: int, kind: str) -> Any:

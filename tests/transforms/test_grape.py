@@ -293,12 +293,12 @@ def test_arguments_and_parameters_that_do_not_fit_are_named(without_type_checks:
     ):
         with pytest.raises((ValueError, TypeError), match=sentence):
             grape(**given)
-    with pytest.raises(TypeError, match="rank is 1.5"):
+    with pytest.raises(TypeError, match=r"rank is 1\.5"):
         grape(rank=1.5)
     with pytest.raises(ValueError, match=r"params\['heads'\] has shape \(2, 3, 4\).*matrices="):
         grape().init({"heads": jnp.ones((2, 3, 4))})
     table = jaxdp.per_example_grad(lambda p, i: jnp.sum(p[i]))(jnp.ones((6, 5)), jnp.array([[1, 2]]))
-    with pytest.raises(ValueError, match="params cannot be projected, because .*'gather'"):
+    with pytest.raises(ValueError, match=r"params cannot be projected, because .*'gather'"):
         grape().update(table, grape().init(jnp.ones((6, 5))))
     assert grape().dp_event() == private().dp_event()
     with pytest.raises(TypeError, match="does not know its privacy event"):
