@@ -155,7 +155,8 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
         programs = []
         for row in rows(workload, settings):
             program, facts = compiled(row, workload)
-            console.print(f"{name}: {row.label}, compiled in {facts['compile_seconds']:.0f} s")
+            sizes = f"temporary {facts['temp'] / 1e6:,.0f} MB, optimiser {facts['state'] / 1e6:,.0f} MB"
+            console.print(f"{name}: {row.label}: {sizes}, compiled in {facts['compile_seconds']:.0f} s")
             programs.append((row, program if name in settings.run else None, facts))
         if name in settings.run:
             timed(programs, workload, settings.repeats)
