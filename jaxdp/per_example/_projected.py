@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._projection import MatrixAxes, Projection, project_along, projected_shape
-from jaxdp.per_example._use import Operands, Use, wide
+from jaxdp.per_example._use import Operands, Use, product, wide
 from jaxdp.per_example._values import Weight
 
 
@@ -18,7 +18,8 @@ from jaxdp.per_example._values import Weight
 class Projected(Contracted):
     r"""`dot_general` with a gradient $A^\top G$ of which $(AP)^\top G$ or $A^\top GP$ is wanted.
 
-    Norms, sums and reports are those of a product whose factors are `projected`; nothing else about it is special.
+    Norms, sums and reports are those of a product whose factors are `projected`. What is special is that the gradient
+    may be smaller than they are.
 
     Attributes:
       dims: the weight operand's axes that are projected, in the order in which P counts their entries.
@@ -34,6 +35,14 @@ class Projected(Contracted):
     def shape(self) -> tuple[int, ...]:
         """The weight operand's shape, were it a parameter in the subspace."""
         return projected_shape(super().shape, self.dims, self.rank)
+
+    @property
+    def factor_operands(self) -> tuple[int, ...]:
+        """None where the gradient in the subspace is no larger than its factors: then it is kept instead of them."""
+        output = product(self.eqn.outvars[0].aval.shape)
+        k, t, _, _ = Contracted(self.eqn, self.index, self.choice).sizes((output,))
+        _, _, c, p = self.sizes((output,))
+        return () if k * c * p <= k * t * (c + p) else super().factor_operands
 
     def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
         """As `shape`."""
@@ -76,11 +85,11 @@ def projected_use(use: Use, weight: Weight, projections: dict[int, Projection]) 
 def factor_structs(
     use: Use, operands: dict[int, jax.ShapeDtypeStruct], cts: Sequence[jax.ShapeDtypeStruct], basis: Array | None
 ) -> tuple[dict[int, jax.ShapeDtypeStruct], tuple[jax.ShapeDtypeStruct, ...]]:
-    """Shapes of what a use reports."""
-    if basis is None:
-        return operands, tuple(cts)
-    found, cotangents = jax.eval_shape(lambda x, y, p: use.projected(x, y, p), operands, list(cts), basis)
-    return {i: found[i] for i in operands}, tuple(cotangents)
+    """Shapes of what a use reports: its factors, in the subspace if there is one."""
+    cotangents = list(cts)
+    if basis is not None:
+        operands, cotangents = jax.eval_shape(lambda x, y, p: use.projected(x, y, p), operands, cotangents, basis)
+    return {i: operands[i] for i in use.factor_operands}, tuple(cotangents)
 
 
 def matrix_axes(sites: Sequence[Any], leaf_ndim: int, stack: tuple[int, ...]) -> MatrixAxes | str:

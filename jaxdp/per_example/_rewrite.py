@@ -141,11 +141,13 @@ class Rewriter:
         for port in emitted:
             weight, use = operands[port.operand], uses[port.operand]
             assert isinstance(weight, Weight)
+            basis = weight.shadows[port.leaf].basis
+            needed = use.factor_operands if basis is None else range(len(operands))
             factors, cts = factor_structs(
                 use,
-                {i: _struct(operands[i].value) for i in use.factor_operands},
+                {i: _struct(operands[i].value) for i in needed},
                 [_struct(out.value) for out in outs if is_float(out.value)],
-                weight.shadows[port.leaf].basis,
+                basis,
             )
             self.sites[path, port] = Site(
                 leaf=port.leaf,

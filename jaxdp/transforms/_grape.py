@@ -177,6 +177,7 @@ def grape(
         if not keeps:
             refreshed = (state.count % refresh_every == 0) & (state.count > 0)
             inner_state = jax.lax.cond(refreshed, after_refresh, lambda before: before, inner_state)
+        projected: Any
         if isinstance(updates, PerExampleGrads):
             projected = updates.project(bases)
         else:

@@ -125,11 +125,13 @@ def zeroth_order(
         # One direction at a time, so that one perturbed copy of the parameters is alive.
         slopes = jax.lax.map(slope, jnp.arange(directions)).T[..., None]
         # The gradient of <c, d_i> is d_i: clipping, masks and groups are those of any other gradient.
-        scalars = per_example_grad(lambda c, d: jnp.sum(c * d))(
+        scalars: Any = per_example_grad(lambda c, d: jnp.sum(c * d))(
             jnp.zeros(coordinates.shape, coordinates.dtype), slopes, mask=updates.mask
         )
-        found, inner_state = inner.update(scalars, state.inner, FullSpace(coordinates))
-        check_output("zeroth_order", found, line)
+        nowhere: Any = FullSpace(coordinates)
+        outcome, inner_state = inner.update(scalars, state.inner, nowhere)
+        check_output("zeroth_order", outcome, line)
+        found: Any = outcome
 
         def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
             direction = _direction(updates.params, jax.random.fold_in(step_key, number))

@@ -26,4 +26,6 @@ def test_it_measures_every_row_and_fills_the_document(toy, tmp_path: Path, monke
     assert [row["state"] for row in found] == [2 * 8 * 4, 2 * 8 * 4, 2 * 5 * 4]
     assert all(row["temp"] > 0 and row["seconds"] > 0 for row in found)
     text = document.read_text()
-    assert "old" not in text and text.startswith("before") and text.endswith("after\n") and "| DP-GRAPE, r = 1 |" in text
+    assert (
+        "old" not in text and text.startswith("before") and text.endswith("after\n") and "| DP-GRAPE, r = 1 |" in text
+    )

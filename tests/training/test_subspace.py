@@ -26,9 +26,7 @@ def loss(params: Any, x: jax.Array) -> jax.Array:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    ("method", "moments"), [("grape", [(5,), (6, 2)]), ("zeroth_order", [(5,), (6, 5)]), ("none", [(5,), (6, 5)])]
-)
+@pytest.mark.parametrize(("method", "moments"), [("grape", [(5,), (6, 2)]), ("zeroth_order", [(5,), (6, 5)])])
 def test_moments_live_in_the_subspace_and_weight_decay_outside(config_file: Path, method: str, moments: list) -> None:
     adamw = ("phase.2.optimizer", "adamw"), ("phase.2.weight_decay", "0.5"), ("phase.2.learning_rate", "0.1")
     plan = plan_of(config_file, ("subspace.method", method), ("subspace.rank", "2"), *adamw)
