@@ -14,6 +14,7 @@ from jaxdp.training._console import epsilon_text
 from jaxdp.training._data import count_examples
 from jaxdp.training._errors import UserError
 from jaxdp.training._plots import plot_epsilon
+from jaxdp.training._subspace import predictions
 
 _POINTS = 8
 
@@ -52,9 +53,27 @@ def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequenc
         batch = f"{phase.sampler.expected_batch_size:,.6g}"
         table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)
     _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}")
+    if config.privacy.enabled and config.subspace.method == "grape":
+        _show_predictions(plan)
     if config.privacy.enabled:
         ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
         _draw(plan.curve, plot, config.privacy.delta, config.privacy.epsilon, ends)
+
+
+def _show_predictions(plan: training.Plan) -> None:
+    """What the rank costs, for a user to choose it by."""
+    table = _table("phase", "mean gradient / clipping norm", "cosine, projected", "cosine, full space", "lost")
+    for phase in plan.phases:
+        size = phase.sampler.expected_batch_size
+        for mean, found in predictions(plan.config, phase.noise_multiplier or 0.0, phase.config, size):
+            cosines = f"{found.projected:.4f}", f"{found.full:.4f}", f"{found.loss:.1%}"
+            table.add_row(phase.config.name, f"{mean:g}", *cosines)
+    if table.row_count:
+        caption = (
+            f"predicted for rank {plan.config.subspace.rank}: the cosine between one update and the gradient, for "
+            "assumed lengths of the mean clipped gradient"
+        )
+        _show(table, caption)
 
 
 def from_numbers(numbers: Numbers, plot: Path) -> None:

@@ -8,6 +8,7 @@ from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE
+from jaxdp.per_example._projection import MatrixAxes, Projection
 
 __all__ = [
     "FACTOR_ALLOWANCE",
@@ -15,8 +16,10 @@ __all__ = [
     "Explanation",
     "Groups",
     "Inert",
+    "MatrixAxes",
     "PerExampleGrads",
     "PlannedUse",
+    "Projection",
     "explain",
     "per_example_grad",
     "resolve_groups",

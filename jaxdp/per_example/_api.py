@@ -17,6 +17,8 @@ from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._plan import trace, zero_total
+from jaxdp.per_example._projected import matrix_axes
+from jaxdp.per_example._projection import Projection, check_projection, project_stacked
 from jaxdp.per_example._rules import check_rules
 
 PyTree = Any
@@ -51,10 +53,11 @@ class PerExampleGrads(Inert):
     _method: str
     _rules: Mapping[str, Any] | None
     batch_size: int
+    _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
 
     @property
     def params(self) -> PyTree:
-        """The parameters that the gradients are of."""
+        """The parameters that the gradients are of, in full also where the gradients are in a subspace."""
         return self._params
 
     @property
@@ -152,7 +155,8 @@ class PerExampleGrads(Inert):
         run = self._engine(norm, key)
 
         def microbatch(batch: PyTree, mask: Array, rows: Array) -> tuple[Array, PyTree]:
-            zeros = jnp.zeros((mask.shape[0], len(resolved)), jnp.float32), jax.tree.map(zero_total, self._params)
+            totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._total_structs())
+            zeros = jnp.zeros((mask.shape[0], len(resolved)), jnp.float32), totals
             attempt = lambda batch, alive: run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
             return finite_only(attempt, zeros, batch, mask)
 
@@ -163,16 +167,90 @@ class PerExampleGrads(Inert):
         """The clipping groups that a specification means for this model: layers scanned over are told apart."""
         return resolve_groups(spec, self._params, self._engine().traced.stacks)
 
+    def matrices(self) -> PyTree:
+        """Which parameters the loss uses as matrices only, and along which axes.
+
+        Returns:
+          A pytree like the parameters of `MatrixAxes`; None for a parameter that cannot be projected: a vector, a
+          lookup table, a convolution's kernel, one that is cut, reshaped or computed with before it is used.
+        """
+        found = self._matrices()
+        return jax.tree.unflatten(jax.tree.structure(self._params), [None if isinstance(x, str) else x for x in found])
+
+    def project(self, projections: PyTree) -> "PerExampleGrads":
+        r"""These gradients in a subspace: for each parameter W that has a projection, $g_i P$ instead of $g_i$.
+
+        The gradient of an example in the parameter's own shape does not come into being, and neither does their sum:
+        for $y = xW$ the use reports $(xP)^\top dy$ or $x^\top (dy\, P)$, with every method, group and estimator.
+
+        **Privacy.** Clip what this returns: the norm is to be bounded in the space where the noise is added. P must
+        not depend on the examples (draw it from a key), and is the same for all of them.
+
+        Args:
+          projections: a pytree like the parameters, with a `Projection` or None at each leaf; see `matrices` for the
+            axes.
+
+        Returns:
+          Per-example gradients whose sums have `projection.shape(leaf.shape)`.
+
+        Raises:
+          ValueError: a parameter that the loss does not use as these matrices only, or a matrix that does not fit.
+          TypeError: gradients that are in a subspace already, or something else than a projection.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, jaxdp
+          >>> loss = lambda w, x: jnp.sum(jnp.tanh(x @ w))
+          >>> grads = jaxdp.per_example_grad(loss)(jnp.ones((8, 6)), jnp.ones((4, 8)))
+          >>> basis = jax.random.normal(jax.random.key(0), (6, 2)) / jnp.sqrt(2.0)
+          >>> grads.project(jaxdp.per_example.Projection(basis, axes=(1,))).weighted_sum(jnp.ones(4)).shape
+          (8, 2)
+
+        References:
+          DP-GRAPE, arXiv 2506.15588.
+        """
+        if self._projections:
+            raise TypeError("these gradients are in a subspace already: project once, from the full space.")
+        treedef = jax.tree.structure(self._params)
+        given = treedef.flatten_up_to(projections)
+        names, leaves = _check.leaf_names(self._params, "params"), jax.tree.leaves(self._params)
+        found = self._matrices()
+        chosen = {leaf: projection for leaf, projection in enumerate(given) if projection is not None}
+        for leaf, projection in chosen.items():
+            check_projection(projection, names[leaf], jnp.shape(leaves[leaf]), found[leaf])
+        return dataclasses.replace(self, _projections=chosen)
+
+    def _matrices(self) -> list[Any]:
+        traced = trace(self._loss, self._params, self._batch, self._rules)
+        return [
+            matrix_axes(list(traced.sites_of(leaf).values()), jnp.ndim(x), traced.stacks[leaf])
+            for leaf, x in enumerate(jax.tree.leaves(self._params))
+        ]
+
+    def _total_structs(self) -> PyTree:
+        """What a sum looks like."""
+        leaves, treedef = jax.tree.flatten(self._params)
+        total = lambda x, i: jax.eval_shape(lambda: zero_total(x, self._projections.get(i)))
+        return treedef.unflatten([total(x, i) for i, x in enumerate(leaves)])
+
     def materialize(self) -> PyTree:
         """All gradients as a pytree with a leading batch axis: B times the parameters' memory."""
         trace(self._loss, self._params, self._batch)
         grads = materialize(self._loss, self._params, self._batch).grads
+        grads = project_stacked(grads, dict(self._projections))
         return jax.tree.map(lambda g: _masked(g, self._mask), grads)
 
     @property
     def values(self) -> Float[Array, " batch"]:
         """The examples' losses, `[batch]`: private, so not to be printed as they are."""
         return self._forward()[0]
+
+    def values_at(self, params: PyTree) -> Float[Array, " batch"]:
+        """The examples' losses at other parameters, `[batch]`, microbatch by microbatch: private."""
+
+        def microbatch(batch: PyTree, mask: Array) -> tuple[Array, tuple]:
+            return _masked(jax.vmap(self._loss, in_axes=(None, 0))(params, batch)[0], mask), ()
+
+        return self._reduce(microbatch)[0]
 
     @property
     def aux(self) -> PyTree:
@@ -187,11 +265,11 @@ class PerExampleGrads(Inert):
         """The traced loss and the parameters, ready for one microbatch after the other."""
         check_norm(norm)
         if isinstance(norm, Exact):
-            traced = trace(self._loss, self._params, self._batch, self._rules)
+            traced = trace(self._loss, self._params, self._batch, self._rules, None, dict(self._projections))
             return Engine(self._loss, self._params, traced, self._method)
         if key is None:
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
-        traced = trace(self._loss, self._params, self._batch, self._rules, norm)
+        traced = trace(self._loss, self._params, self._batch, self._rules, norm, dict(self._projections))
         return Engine(self._loss, self._params, traced, self._method, key)
 
     def _rows(self) -> Int[Array, " batch"]:

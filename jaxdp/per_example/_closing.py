@@ -112,7 +112,8 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
         if isinstance(entry, Plain):
             return is_float(arrays)
         return False, {
-            leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None)) for leaf, s in arrays[1].items()
+            leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None, basis=None))
+            for leaf, s in arrays[1].items()
         }
 
     def no_constants(entry: Entry, flags: Any, arrays: Any) -> Any:
@@ -121,7 +122,7 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
         value, shadows = flags
         still = lambda x: None if x is None else False
         return value, {
-            leaf: s._replace(threshold=still(arrays[1][leaf].threshold), key=still(arrays[1][leaf].key))
+            leaf: s._replace(**{name: still(getattr(arrays[1][leaf], name)) for name in ("threshold", "key", "basis")})
             for leaf, s in shadows.items()
         }
 

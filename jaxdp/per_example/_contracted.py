@@ -13,6 +13,11 @@ from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
 class Contracted(Use):
     """`dot_general` with any contracting and batch dimensions: an outer product of two factors."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight operand's shape."""
+        return tuple(self.eqn.invars[self.index].aval.shape)
+
     def _dims(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Contracting and batch dimensions of the weight and of the other operand."""
         contract, batch = self.eqn.params["dimension_numbers"]
@@ -44,7 +49,7 @@ class Contracted(Use):
     def _unfold(self, kcp: Array) -> Array:
         """A `[K, C, P]` gradient in the weight operand's own layout."""
         w_contract, _, w_batch, _ = self._dims()
-        shape = self.eqn.invars[self.index].aval.shape
+        shape = self.shape
         free = [d for d in range(len(shape)) if d not in w_contract and d not in w_batch]
         order = [*w_batch, *w_contract, *free]
         full = kcp.reshape([shape[d] for d in order])
@@ -104,7 +109,7 @@ class Contracted(Use):
     def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """K, T, C and P of one example's factors."""
         contract, _, batch, _ = self._dims()
-        shape = self.eqn.invars[self.index].aval.shape
+        shape = self.shape
         k, c = product([shape[d] for d in batch]), product([shape[d] for d in contract])
         p = product(shape) // max(1, k * c)
         return k, product(ct_shape) // max(1, k * p), c, p

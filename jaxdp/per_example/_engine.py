@@ -16,6 +16,7 @@ from jaxdp.per_example._materialize import materialize, stacked_squared_norms, s
 from jaxdp.per_example._operand_views import OperandViews
 from jaxdp.per_example._plan import Assignment, Traced, assign, own_key, weight_of, zero_total
 from jaxdp.per_example._probes import each_example_draws, probe_keys
+from jaxdp.per_example._projection import project_stacked
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Mode, Report
 from jaxdp.per_example._values import ProbeKeys, Shadow
@@ -37,7 +38,7 @@ class Engine:
     def squared_norms(self, batch: PyTree, groups: Groups, rows: Int[Array, " batch"]) -> Float[Array, "batch groups"]:
         """Squared norm of every example's gradient in every group; `rows` are the examples' places in the batch."""
         if self.method == "materialize":
-            return stacked_squared_norms(materialize(self.loss, self.params, batch).grads, groups)
+            return stacked_squared_norms(self._materialized(batch), groups)
         found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)), rows=rows)
         return found.norms(jnp.ones(found.size, jnp.float32))
 
@@ -45,7 +46,7 @@ class Engine:
         """Sum of the examples' gradients with weights known beforehand: one backward pass, nothing kept."""
         groups = resolve_groups("all", self.params)
         if self.method == "materialize":
-            return stacked_weighted_sum(materialize(self.loss, self.params, batch).grads, weights[:, None], groups)
+            return stacked_weighted_sum(self._materialized(batch), weights[:, None], groups)
         modes = dict.fromkeys(range(len(groups.of_leaf)), Mode.SUM)
         found = self._pass(batch, groups, Assignment(modes, (), {}))
         return self._tree(found.pull(jnp.ones(found.size, jnp.float32), weights[:, None])[0])
@@ -62,7 +63,7 @@ class Engine:
         """Squared norms and the clipped sum. Examples that are not alive have norm zero and are left out."""
         weigh = weighing(weight_fn, thresholds is not None)
         if self.method == "materialize":
-            grads = materialize(self.loss, self.params, batch).grads
+            grads = self._materialized(batch)
             norms = jnp.where(alive[:, None], stacked_squared_norms(grads, groups), 0)
             weights = weigh(norms, None if thresholds is None else thresholds[None, :])
             return norms, stacked_weighted_sum(grads, jnp.where(alive[:, None], weights, 0), groups)
@@ -83,6 +84,10 @@ class Engine:
         leaves = jax.tree.leaves(self.params)
         keys = {} if rows is None or self.key is None else probe_keys(self.traced, self.key, rows)
         return _Pass(self.traced, leaves, batch, groups, assignment, weigh, thresholds, keys)
+
+    def _materialized(self, batch: PyTree) -> PyTree:
+        grads = materialize(self.loss, self.params, batch).grads
+        return project_stacked(grads, self.traced.projections)
 
     def _tree(self, leaves: Sequence[Array]) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(self.params), leaves)
@@ -121,12 +126,23 @@ class _Pass:
             return None if thresholds is None else spread(thresholds, groups.of_leaf[leaf]).reshape(groups.stacks[leaf])
 
         limits = {leaf: by_leaf(leaf) for leaf in range(len(leaves))}
+        bases = {leaf: projection.matrix for leaf, projection in traced.projections.items()}
 
         def run(x: PyTree, keys: Any, totals: list[Array], owns: Any, slots: Any, reports: Any) -> tuple[Array, Any]:
             rewriter = Rewriter(
-                modes, stacks, weigh, reports, wrapped, (), dict(traced.sites), traced.rules, traced.randomized
+                modes=modes,
+                stacks=stacks,
+                weigh=weigh,
+                reports=reports,
+                closings=wrapped,
+                sites=dict(traced.sites),
+                rules=traced.rules,
+                randomized=traced.randomized,
+                projections=traced.projections,
             )
-            shadows = [Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i)) for i, t in enumerate(totals)]
+            shadows = [
+                Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i), bases.get(i)) for i, t in enumerate(totals)
+            ]
             weights = [weight_of(i, leaf, s) for i, (leaf, s) in enumerate(zip(leaves, shadows, strict=True))]
             value, emitted = traced.evaluate(rewriter, weights, x)
             return value, emitted
@@ -138,7 +154,7 @@ class _Pass:
             return (values, gates), {key: x.kept for key, x in emitted.items()}
 
         every = lambda x: jnp.zeros((self.size, *x.shape), x.dtype)
-        self._totals = [zero_total(leaf) for leaf in leaves]
+        self._totals = [zero_total(leaf, traced.projections.get(i)) for i, leaf in enumerate(leaves)]
         owns = {i: every(t) for i, t in enumerate(self._totals) if modes[i] is Mode.OWN}
         slots = [jnp.zeros((self.size, *stack), jnp.float32) for stack in groups.stacks]
         reports = {part.key: jax.tree.map(every, part.zeros()) for part in assignment.parts()}

@@ -14,6 +14,7 @@ from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins
 from jaxdp.per_example._groups import Groups
+from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._rewrite import Loop, Rewriter, Site
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
 from jaxdp.per_example._taps import Key, Mode, Port
@@ -39,6 +40,7 @@ class Traced:
       rules: for leaves for which the user chose, how the norms at their uses are found.
       randomized: the estimator of norms, where they need not be exact.
       num_bytes: the parameters' size.
+      projections: for leaves whose gradients are found in a subspace, which one.
     """
 
     closed: Any
@@ -48,6 +50,7 @@ class Traced:
     rules: dict[int, Rule]
     randomized: Randomized | None
     num_bytes: int
+    projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
 
     def sites_of(self, leaf: int) -> dict[Key, Site]:
         """The uses of one leaf."""
@@ -84,13 +87,19 @@ def weight_of(leaf: int, value: Array, shadow: Shadow) -> Weight:
     )
 
 
-def zero_total(leaf: Array) -> Array:
+def zero_total(leaf: Array, projection: Projection | None = None) -> Array:
     """What a weighted sum is the cotangent of."""
-    return jnp.zeros(jnp.shape(leaf), wide_dtype(leaf.dtype))
+    shape = jnp.shape(leaf)
+    return jnp.zeros(shape if projection is None else projection.shape(shape), wide_dtype(leaf.dtype))
 
 
 def trace(
-    loss: Callable, params: PyTree, batch: PyTree, rules: Rules | None = None, randomized: Randomized | None = None
+    loss: Callable,
+    params: PyTree,
+    batch: PyTree,
+    rules: Rules | None = None,
+    randomized: Randomized | None = None,
+    projections: dict[int, Projection] | None = None,
 ) -> Traced:
     """Trace the loss of one example and find every use of every leaf."""
     example = example_structs(batch)
@@ -98,12 +107,14 @@ def trace(
     leaves = jax.tree.leaves(params)
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes)
-    rewriter = Rewriter(modes={}, stacks={}, sites=traced.sites, rules=traced.rules, randomized=randomized)
+    subspaces = projections or {}
+    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces)
+    rewriter = Rewriter({}, {}, sites=traced.sites, rules=traced.rules, randomized=randomized, projections=subspaces)
 
     def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x: Shadow(zero_total(x), None, jnp.zeros((), jnp.float32))
-        return traced.evaluate(rewriter, [weight_of(i, x, shadow(x)) for i, x in enumerate(leaves)], example)[0]
+        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros((), jnp.float32), basis=p and p.matrix)
+        weights = [weight_of(i, x, shadow(x, subspaces.get(i))) for i, x in enumerate(leaves)]
+        return traced.evaluate(rewriter, weights, example)[0]
 
     jax.eval_shape(look, leaves, example)
     stacks = []

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
+from jaxdp.per_example._projected import factor_structs, projected_use
+from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._taps import Key, Mode, Report, tap
 from jaxdp.per_example._use import Escaped, Use, is_float
 from jaxdp.per_example._uses import use_of
@@ -63,6 +65,7 @@ class Rewriter:
       rules: for leaves for which the user chose, how the norms at their uses are found.
       randomized: the estimator of norms, where they need not be exact.
       remat: whether there is a checkpoint around.
+      projections: for leaves whose gradients are found in a subspace, which one.
     """
 
     modes: dict[int, Mode]
@@ -75,6 +78,7 @@ class Rewriter:
     rules: dict[int, Rule] = dataclasses.field(default_factory=dict)
     randomized: Randomized | None = None
     remat: bool = False
+    projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
@@ -111,7 +115,11 @@ class Rewriter:
         if is_derivable(eqn, operands):
             return derive(eqn, operands), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
-        uses = {i: use_of(eqn, i, several, self._choice(x)) for i, x in enumerate(operands) if isinstance(x, Weight)}
+        uses = {
+            i: projected_use(use_of(eqn, i, several, self._choice(x)), x, self.projections)
+            for i, x in enumerate(operands)
+            if isinstance(x, Weight)
+        }
         return self._tap(lambda values: eval_eqn(eqn, values), uses, operands, path)
 
     def _choice(self, weight: Weight) -> NormChoice:
@@ -133,6 +141,14 @@ class Rewriter:
         for port in emitted:
             weight, use = operands[port.operand], uses[port.operand]
             assert isinstance(weight, Weight)
+            basis = weight.shadows[port.leaf].basis
+            needed = use.factor_operands if basis is None else range(len(operands))
+            factors, cts = factor_structs(
+                use,
+                {i: _struct(operands[i].value) for i in needed},
+                [_struct(out.value) for out in outs if is_float(out.value)],
+                basis,
+            )
             self.sites[path, port] = Site(
                 leaf=port.leaf,
                 use=use,
@@ -142,8 +158,8 @@ class Rewriter:
                 stack=weight.stack,
                 steady=weight.steady,
                 loops=tuple(Loop(body, length, body in weight.cuts) for body, length in self.loops),
-                operands={i: _struct(operands[i].value) for i in use.factor_operands},
-                cts=tuple(_struct(out.value) for out in outs if is_float(out.value)),
+                operands=factors,
+                cts=cts,
                 remat=self.remat,
             )
         return outs, {(path, port): x for port, x in emitted.items()}
@@ -332,8 +348,10 @@ def _rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> An
     def cut(leaf: int, shadow: Shadow) -> Shadow:
         if not deeper or len(after.stack) > len(stacks.get(leaf, ())):
             shadow = shadow._replace(slot=None, threshold=None)
-        # Keys tell the entries of a stack apart even where these share a group.
-        return shadow if deeper and shadow.key is not None and shadow.key.shape else shadow._replace(key=None)
+        # Keys and bases tell the entries of a stack apart even where these share a group.
+        if not deeper:
+            return shadow._replace(key=None, basis=None)
+        return shadow if shadow.key is not None and shadow.key.shape else shadow._replace(key=None)
 
     return before.value, {leaf: cut(leaf, shadow) for leaf, shadow in before.shadows.items()}
 
@@ -348,6 +366,8 @@ def _with_uncut(before: Entry, rows: Any) -> Any:
         outer = before.shadows[leaf]
         if shadow.slot is None:
             shadow = shadow._replace(slot=outer.slot, threshold=outer.threshold)
+        if shadow.basis is None:
+            shadow = shadow._replace(basis=outer.basis)
         return shadow._replace(key=outer.key) if shadow.key is None else shadow
 
     return value, {leaf: whole(leaf, shadow) for leaf, shadow in shadows.items()}

@@ -82,19 +82,20 @@ def tap(
     def fwd(values: Any, shadows: list[Shadow], reports: Any, others: Any, consts: Any) -> tuple[Any, Any]:
         every = {**values, **others}
         unbatched = [shadow.total.reshape(-1)[:1] for shadow in shadows]
-        limits = [(shadow.threshold, shadow.key) for shadow in shadows]
+        limits = [(shadow.threshold, shadow.key, shadow.basis) for shadow in shadows]
         residuals = ({i: every[i] for i in saved}, unbatched, limits, consts)
         return forward(values, others, _anchor(shadows)), residuals
 
     def bwd(residuals: tuple[Any, ...], cotangents: tuple[list[Array], list[Array]]) -> tuple[Any, ...]:
-        (kept, unbatched, limits, consts), (out_cts, gate_cts) = residuals, cotangents
-        cts = [ct for ct in out_cts if is_float(ct)]
+        (stored, unbatched, limits, consts), (out_cts, gate_cts) = residuals, cotangents
+        floats = [ct for ct in out_cts if is_float(ct)]
         report_cts: dict[Port, Report] = {}
         shadow_cts = []
-        for port, gate_ct, one, (threshold, key) in zip(ports, gate_cts, unbatched, limits, strict=True):
+        for port, gate_ct, one, (threshold, key, basis) in zip(ports, gate_cts, unbatched, limits, strict=True):
             use, mode = uses[port.operand], modes[port.leaf]
             shadow = weights[port.operand].shadows[port.leaf]
             total = own = norm = None
+            kept, cts = use.projected(stored, floats, basis)
             if mode is Mode.REPORT:
                 report_cts[port] = _report(use, kept, cts, reports[port])
             elif mode is Mode.CLIP:
@@ -110,7 +111,7 @@ def tap(
         other_cts: dict[int, Any] = dict.fromkeys(others)
         if movable:
             use = next(iter(uses.values()))
-            other_cts.update(zip(movable, use.pull_back(kept, movable, cts), strict=True))
+            other_cts.update(zip(movable, use.pull_back(stored, movable, floats), strict=True))
         return None, shadow_cts, report_cts, other_cts, None
 
     tapped.defvjp(fwd, bwd)

@@ -89,6 +89,11 @@ class Use:
         del cts
         return self.eqn.invars[self.index].aval.shape
 
+    def projected(self, operands: Operands, cts: Sequence[Array], basis: Array | None) -> tuple[Operands, list[Array]]:
+        """One example's operands and cotangents, as the rules of a use in a subspace take them."""
+        del basis
+        return operands, list(cts)
+
     def layout(self, axes: tuple[int, ...]) -> Layout | None:
         """Which axes of the leaf the two factors span; `axes` says which one each axis of the operand is."""
         del axes

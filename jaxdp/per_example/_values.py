@@ -19,8 +19,8 @@ class Shadow(NamedTuple):
     """What follows one parameter leaf along a weight; the cotangents of `total`, `own` and `slot` are the results.
 
     The tangents start as zeros, follow the weight through every reshape and slice, and take no part in the forward
-    pass. `slot`, `threshold` and `key` have one entry for each entry of the leaf's stack and are sliced with it by
-    loops.
+    pass. `slot`, `threshold`, `key` and `basis` have one entry for each entry of the leaf's stack and are sliced with
+    it by loops. Where there is a basis, `total` and `own` have the subspace's shape.
     """
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
@@ -28,6 +28,7 @@ class Shadow(NamedTuple):
     slot: Array  # float32, one per example: its cotangent is the squared norm
     threshold: Array | None = None  # what the clipping weight is computed with, beside the squared norm
     key: ProbeKeys | None = None  # of the probes that this gradient's norm is estimated from
+    basis: Array | None = None  # P of the subspace that the gradient is wanted in, `[*stack, ..., k, r]`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,6 +44,7 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
         return [Plain(out, fixed=True) for out in outs]
     leaves = sorted({leaf for w in weights for leaf in w.shadows})
     shadows: list[dict[int, Shadow]] = [{} for _ in outs]
+    _check_bases(eqn, weights, outs)
     for leaf in leaves:
         mine = [w.shadows[leaf] for w in weights if leaf in w.shadows]
         totals = _push(eqn, operands, [_tangent(x, leaf, "total") for x in operands], outs)
@@ -71,6 +72,17 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
         )
 
     return [view(out, shadow) if shadow else Plain(out, fixed=True) for out, shadow in zip(outs, shadows, strict=True)]
+
+
+def _check_bases(eqn: Any, weights: Sequence[Weight], outs: Sequence[Any]) -> None:
+    """A gradient in a subspace follows a weight only through what keeps its axes."""
+    based = any(shadow.basis is not None for w in weights for shadow in w.shadows.values())
+    mixed = len(weights) > 1 or _axes(eqn, weights[0]) is None
+    if based and mixed and any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+        raise ValueError(
+            f"a parameter that is projected goes through {eqn.primitive.name!r} before it is used, which mixes its "
+            "axes: leave it out of the subspace."
+        )
 
 
 def _tangent(entry: Entry, leaf: int, kind: str) -> Any:

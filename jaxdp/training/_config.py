@@ -124,6 +124,21 @@ class DenoiseConfig(_Section):
     )
 
 
+class SubspaceConfig(_Section):
+    """`[subspace]`: in which space gradients are clipped and noise is added."""
+
+    method: Literal["none", "grape", "zeroth_order"] = Field(
+        "none",
+        description='"none" (all parameters), "grape" (random subspaces of matrices) or "zeroth_order" (differences of '
+        "two losses, no backward pass)",
+    )
+    rank: Count = Field(16, description="dimension of the subspaces of grape")
+    refresh_every: Count = Field(100, description="steps that one subspace of grape lasts")
+    projection: Literal["gaussian", "orthonormal"] = Field("gaussian", description="the subspaces' bases")
+    directions: Count = Field(1, description="random directions of a step of zeroth_order")
+    scale: Positive = Field(1e-3, description="length of the step along a direction that zeroth_order takes")
+
+
 class PhaseConfig(_Section):
     """`[[phase]]`: one stretch of training; all phases share the budget."""
 
@@ -215,6 +230,7 @@ class Config(_Section):
     privacy: PrivacyConfig
     clipping: ClippingConfig = ClippingConfig()  # pyright: ignore[reportCallIssue]
     denoise: DenoiseConfig = DenoiseConfig()  # pyright: ignore[reportCallIssue]
+    subspace: SubspaceConfig = SubspaceConfig()  # pyright: ignore[reportCallIssue]
     phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
 
@@ -248,6 +264,21 @@ class Config(_Section):
             for column in ("text_column", "label_column"):
                 if getattr(self.data, column) is None:
                     raise ValueError(f"data.{column} is missing: name the column of {self.data.source} to read.")
+        return self
+
+    @model_validator(mode="after")
+    def _privatises_in_one_space(self) -> "Config":
+        if self.subspace.method != "none" and self.denoise.enabled:
+            raise ValueError(
+                f'denoise.enabled is true with subspace.method = "{self.subspace.method}": what a subspace leaves of a '
+                "matrix has no spectrum to denoise, so remove one of them."
+            )
+        corrected = [phase.name for phase in self.phase if phase.optimizer == "adam_corrected"]
+        if self.subspace.method == "zeroth_order" and corrected:
+            raise ValueError(
+                f'phase "{corrected[0]}" has optimizer = "adam_corrected" with subspace.method = "zeroth_order", whose '
+                'noise is not on single parameters: use "adam".'
+            )
         return self
 
     @model_validator(mode="after")

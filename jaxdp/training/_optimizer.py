@@ -9,8 +9,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import norms, transforms
 from jaxdp.per_example import PerExampleGrads
-from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig
+from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig, SubspaceConfig
 from jaxdp.training._spectrum import watch
+from jaxdp.training._subspace import in_subspace
 
 
 def learning_rate_schedule(phase: PhaseConfig) -> optax.Schedule:
@@ -42,7 +43,27 @@ def make_optimizer(phase: PhaseConfig) -> optax.GradientTransformation:
         rule = optax.chain(transforms.scale_by_corrected_adam(b1=b1, b2=b2), optax.scale_by_learning_rate(rate))
     else:
         rule = optax.adam(rate, b1=b1, b2=b2)
+    return _promoting(rule)
 
+
+def make_direction(phase: PhaseConfig) -> optax.GradientTransformation:
+    """The part of `make_optimizer` that keeps moments, which a subspace can hold."""
+    b1, b2 = phase.betas
+    if phase.optimizer == "sgd":
+        return optax.trace(phase.momentum) if phase.momentum else optax.identity()
+    if phase.optimizer == "adam_corrected":
+        return _promoting(transforms.scale_by_corrected_adam(b1=b1, b2=b2))
+    return _promoting(optax.scale_by_adam(b1=b1, b2=b2))
+
+
+def make_step_length(phase: PhaseConfig) -> optax.GradientTransformation:
+    """The part of `make_optimizer` that needs the parameters: decoupled weight decay and the learning rate."""
+    rate = optax.scale_by_learning_rate(learning_rate_schedule(phase))
+    decay = [optax.add_decayed_weights(phase.weight_decay)] if phase.optimizer == "adamw" else []
+    return _promoting(optax.chain(*decay, rate))
+
+
+def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # Optax counts steps in integers and raises floats to them, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
@@ -82,13 +103,14 @@ def make_transformation(
     expected_batch_size: float,
     key: PRNGKeyArray,
     denoise: DenoiseConfig | None = None,
+    subspace: SubspaceConfig | None = None,
 ) -> optax.GradientTransformation:
     """Clip, noise, mean, denoising if wanted, update rule.
 
     Without a noise multiplier an ordinary mean gradient, with no guarantee.
     """
     if noise_multiplier is None:
-        return optax.chain(_ordinary_mean(expected_batch_size), make_optimizer(phase))
+        return _updates(phase, _ordinary_mean(expected_batch_size), None, subspace, key)
     denoiser = make_denoiser(denoise) if denoise is not None and denoise.enabled else None
     spec = clip_spec(phase, clipping)
     private = transforms.dpsgd(
@@ -102,8 +124,21 @@ def make_transformation(
         normalize=spec.normalize,
         with_stddev=denoiser is not None or phase.optimizer == "adam_corrected",
     )
+    return _updates(phase, private, denoiser, subspace, key)
+
+
+def _updates(
+    phase: PhaseConfig,
+    mean: optax.GradientTransformation,
+    denoiser: optax.GradientTransformation | None,
+    subspace: SubspaceConfig | None,
+    key: PRNGKeyArray,
+) -> optax.GradientTransformation:
+    """The mean gradient and what follows it, in the subspace if there is one."""
     between = () if denoiser is None else (denoiser,)
-    return optax.chain(private, *between, make_optimizer(phase))
+    if subspace is None or subspace.method == "none":
+        return optax.chain(mean, *between, make_optimizer(phase))
+    return in_subspace(subspace, mean, make_direction(phase), make_step_length(phase), key)
 
 
 def make_denoiser(denoise: DenoiseConfig) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@ import dataclasses
 import dp_accounting
 
 from jaxdp import accounting, sampling
-from jaxdp.training._config import ClippingConfig
+from jaxdp.training._config import ClippingConfig, SubspaceConfig
 from jaxdp.training._optimizer import clip_spec
 from jaxdp.training._plan import PhasePlan, Plan
 
@@ -56,8 +56,8 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
         given = plan.config.clipping
         mechanism = (
-            f"sum of per-example gradients clipped to norm {clipping.max_norm:g} (rule {given.rule}, groups "
-            f"{given.groups}, norms {_norms(given)}), plus Gaussian noise, into {phase.config.optimizer}"
+            f"sum of {_released(plan.config.subspace)} clipped to norm {clipping.max_norm:g} (rule {given.rule}, "
+            f"groups {given.groups}, norms {_norms(given)}), plus Gaussian noise, into {phase.config.optimizer}"
         )
     full = isinstance(sampler, sampling.FullBatch)
     # With estimated norms no single number bounds a contribution.
@@ -75,6 +75,14 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         expected_batch_size=sampler.expected_batch_size,
         padded_batch_size=sampler.padded_batch_size,
     )
+
+
+def _released(subspace: SubspaceConfig) -> str:
+    if subspace.method == "grape":
+        return f"per-example gradients projected onto random subspaces of dimension {subspace.rank},"
+    if subspace.method == "zeroth_order":
+        return f"differences of each example's loss along {subspace.directions} random direction(s)"
+    return "per-example gradients"
 
 
 def _norms(clipping: ClippingConfig) -> str:

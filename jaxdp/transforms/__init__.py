@@ -7,12 +7,16 @@ from jaxdp.transforms._clipped_sum import ClippedSum
 from jaxdp.transforms._clipping import Clip, clip
 from jaxdp.transforms._denoise import RmtDenoiseState, linear_layers, rmt_denoise
 from jaxdp.transforms._dpsgd import DPSGD, adaptive_dpsgd, dpsgd
+from jaxdp.transforms._grape import GRAPE, GrapeState, grape
 from jaxdp.transforms._noise import GaussianNoiseState, add_gaussian_noise
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 from jaxdp.transforms._spec import ClipSpec
+from jaxdp.transforms._utility import Prediction, predicted_cosine
+from jaxdp.transforms._zeroth_order import ZerothOrderState, zeroth_order
 
 __all__ = [
     "DPSGD",
+    "GRAPE",
     "AdaptiveClip",
     "AdaptiveClipState",
     "Clip",
@@ -20,15 +24,21 @@ __all__ = [
     "ClippedSum",
     "CorrectedAdamState",
     "GaussianNoiseState",
+    "GrapeState",
     "NoisyGradient",
+    "Prediction",
     "RmtDenoiseState",
+    "ZerothOrderState",
     "adaptive_clip",
     "adaptive_dpsgd",
     "add_gaussian_noise",
     "clip",
     "dpsgd",
+    "grape",
     "linear_layers",
+    "predicted_cosine",
     "prune_blocks",
     "rmt_denoise",
     "scale_by_corrected_adam",
+    "zeroth_order",
 ]

@@ -1,0 +1,68 @@
+"""`[subspace]`: the chain of a run, its statement, and what its rank is predicted to cost."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxdp
+from jaxdp import training
+from jaxdp.training._loop import phase_transformation
+from jaxdp.training._statement import make_statement
+from jaxdp.training._subspace import predictions
+
+PARAMS = {"a/kernel": jnp.linspace(-1.0, 1.0, 30).reshape(6, 5), "a/bias": jnp.ones(5)}
+
+
+def plan_of(config_file: Path, *overrides: tuple[str, str]) -> training.Plan:
+    return training.make_plan(training.load_config(config_file, overrides), 900)
+
+
+def loss(params: Any, x: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.square(x @ params["a/kernel"] + params["a/bias"]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("method", "moments"), [("grape", [(5,), (6, 2)]), ("zeroth_order", [(5,), (6, 5)])])
+def test_moments_live_in_the_subspace_and_weight_decay_outside(config_file: Path, method: str, moments: list) -> None:
+    adamw = ("phase.2.optimizer", "adamw"), ("phase.2.weight_decay", "0.5"), ("phase.2.learning_rate", "0.1")
+    plan = plan_of(config_file, ("subspace.method", method), ("subspace.rank", "2"), *adamw)
+    tx = phase_transformation(plan, 1, jax.random.key(0))
+    nobody = jaxdp.per_example_grad(loss)(PARAMS, jnp.ones((3, 6)), mask=jnp.zeros(3, bool))
+    state = jax.jit(tx.init)(PARAMS)
+    shapes = [x.shape for x in jax.tree.leaves(state) if x.ndim]
+    assert shapes == moments * 2
+
+    def decayed(weight: float) -> Any:
+        other = plan_of(config_file, ("subspace.method", method), ("subspace.rank", "2"), *adamw[:1], *adamw[2:])
+        chosen = plan if weight else other
+        step = phase_transformation(chosen, 1, jax.random.key(0))
+        return jax.jit(lambda: step.update(nobody, step.init(PARAMS), PARAMS)[0])()
+
+    # The same noise in both: what is left is the decay, of every parameter in full.
+    with_decay, without = decayed(0.5), decayed(0.0)
+    rates = [(with_decay[name] - without[name]) / (-0.5 * PARAMS[name]) for name in PARAMS]
+    for rate in rates:
+        np.testing.assert_allclose(rate, rates[0].ravel()[0], rtol=1e-4)
+
+
+@pytest.mark.quick
+def test_the_budget_is_that_of_the_full_space_and_the_statement_says_where_it_is_spent(config_file: Path) -> None:
+    plain, grape = plan_of(config_file), plan_of(config_file, ("subspace.method", "grape"))
+    assert plain.event == grape.event and plain.epsilon == grape.epsilon
+    mechanisms = [phase.mechanism for phase in make_statement(grape, seeded=False).phases]
+    assert all("projected onto random subspaces of dimension 16" in text for text in mechanisms)
+
+
+@pytest.mark.quick
+def test_a_rank_is_priced_where_something_is_projected(config_file: Path) -> None:
+    plan = plan_of(config_file, ("subspace.method", "grape"), ("subspace.rank", "4"), ("phase.2.train", "last:1"))
+    head, top = plan.phases
+    assert predictions(plan.config, 1.0, head.config, 900.0) == []
+    found = predictions(plan.config, 1.0, top.config, 60.0)
+    assert [mean for mean, _ in found] == [1.0, 0.3, 0.1]
+    losses = [prediction.loss for _, prediction in found]
+    assert 1 > losses[0] > losses[1] > losses[2] > 0
