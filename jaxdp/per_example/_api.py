@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
@@ -355,7 +356,7 @@ def per_example_grad(
         micro = _check.check_microbatch_size(microbatch_size, size)
         full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
         # Rows are picked by traced numbers, which NumPy's arrays do not take.
-        batch = jax.tree.map(jnp.asarray, batch)
+        batch = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, batch)
         return PerExampleGrads(checked, params, batch, full, micro, method, rules, size)
 
     return f

@@ -32,7 +32,9 @@ def test_bfloat16_reaches_every_product_with_a_parameter(name):
     text = str(closed)
     products = [line for line in text.splitlines() if " dot_general[" in line or " conv_general_dilated[" in line]
     assert len(products) >= 4
-    assert all(":bf16[" in line for line in products)
+    # The scores of attention, with axes for heads, are no product with a parameter: the softmax wants them in float32.
+    scores = [line for line in products if " dot_general[" in line and line.split("[")[1].count(",") > 2]
+    assert all(":bf16[" in line for line in products if line not in scores)
 
 
 @pytest.mark.quick

@@ -149,6 +149,8 @@ def interrupted(tmp_path_factory, tiny_model):
     table = write_table(folder / "mine.csv")
     path = folder / "small.toml"
     path.write_text(two_phases(table, tiny_model))
+    # Shells make what they start in the background deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop(done: int) -> None:
         if done == 15:
