@@ -19,13 +19,17 @@ from jaxdp.training._classifier import Classifier, Params, fingerprint
 # Texts are padded to a multiple of this many tokens: little waste, few shapes to compile.
 LENGTH_MULTIPLE = 8
 _BLOCK, _BATCH = 1024, 256
+# Tokens that are worked on at once.
+_BATCH_TOKENS = 1 << 14
 
 
 def by_length(mask: np.ndarray, block: int) -> Iterator[tuple[np.ndarray, int]]:
     """Rows of similar length together, in pieces of at most `block`, with the padded length they need."""
     longest = mask.shape[1]
     lengths = np.maximum(1, mask.sum(axis=1))
-    padded = np.minimum(longest, -(-lengths // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    # Every padded length is compiled anew, so for long texts there are eight of them between powers of two.
+    steps = np.maximum(LENGTH_MULTIPLE, 2 ** (np.ceil(np.log2(lengths)).astype(int) - 4).clip(0))
+    padded = np.minimum(longest, -(-lengths // steps) * steps)
     for length in np.unique(padded):
         rows = np.flatnonzero(padded == length)
         for begin in range(0, len(rows), block):
@@ -71,7 +75,7 @@ def frozen_outputs(
                 texts.mask[rows, :length],
                 layers=start,
                 hidden=keep,
-                batch_size=_BATCH,
+                batch_size=batch_size(len(rows), length),
             )
         else:
             part = _continue(encoder, below, rows, texts.mask[rows, :length], start, keep)
@@ -83,6 +87,12 @@ def frozen_outputs(
     outputs = models.Encoded(hidden, means)
     _write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
     return outputs
+
+
+def batch_size(count: int, length: int) -> int:
+    """Rows of a batch, which is filled up: a power of two, so that few shapes are compiled and few rows are in vain."""
+    needed = 1 << (count - 1).bit_length()
+    return min(needed, _BATCH, max(8, _BATCH_TOKENS // length))
 
 
 def _highest_stored(params: Params, texts: data.TokenisedText, start: int, directory: Path) -> models.Encoded | None:
@@ -103,10 +113,10 @@ def _continue(
     assert below.hidden is not None
     layer = below.means.shape[1] - 1
     graphdef, state = nnx.split(encoder)
-    blocks = []
-    for begin in range(0, len(rows), _BATCH):
+    blocks, size = [], batch_size(len(rows), mask.shape[1])
+    for begin in range(0, len(rows), size):
         # The last batch is filled up with copies: a second shape would mean a second compilation.
-        at = np.resize(np.arange(begin, min(begin + _BATCH, len(rows))), _BATCH)
+        at = np.resize(np.arange(begin, min(begin + size, len(rows))), size)
         hidden = below.hidden[rows[at], : mask.shape[1]]
         block = _upper_layers(graphdef, layer, start, keep, state, hidden, mask[at])
         blocks.append([None if x is None else np.asarray(x)[: len(rows) - begin] for x in block])

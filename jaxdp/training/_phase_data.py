@@ -15,7 +15,7 @@ from jaxdp.training._classifier import Classifier, Example, Params
 from jaxdp.training._config import PhaseConfig
 from jaxdp.training._data import Dataset
 from jaxdp.training._errors import UserError
-from jaxdp.training._features import by_length, frozen_outputs
+from jaxdp.training._features import batch_size, by_length, frozen_outputs
 
 _EVALUATION_BATCH = 256
 
@@ -115,13 +115,15 @@ def _placed(train: Any, held_out: Any, dataset: Dataset, start: int) -> PhaseDat
         ]
     else:
         pieces = list(by_length(dataset.held_out.mask, _EVALUATION_BATCH))
-    for rows, length in pieces:
-        # One shape for each length: the last piece is filled up with rows that do not count.
-        size = len(rows) if length == 0 else min(_EVALUATION_BATCH, len(dataset.held_out))
-        filled = np.resize(rows, size)
-        examples = jax.tree.map(lambda x, i=filled: x[i], held_out)
-        if length:
-            tokens = {f: x for f, x in examples._asdict().items() if f in ("ids", "mask", "hidden")}
-            examples = examples._replace(**{f: x[:, :length] for f, x in tokens.items()})
-        batches.append((jax.tree.map(jnp.asarray, examples), np.arange(size) < len(rows)))
+    for piece, length in pieces:
+        size = len(piece) if length == 0 else batch_size(len(piece), length)
+        for begin in range(0, len(piece), size):
+            # One shape for each length: the last batch is filled up with rows that do not count.
+            rows = piece[begin : begin + size]
+            filled = np.resize(rows, size)
+            examples = jax.tree.map(lambda x, i=filled: x[i], held_out)
+            if length:
+                tokens = {f: x for f, x in examples._asdict().items() if f in ("ids", "mask", "hidden")}
+                examples = examples._replace(**{f: x[:, :length] for f, x in tokens.items()})
+            batches.append((jax.tree.map(jnp.asarray, examples), np.arange(size) < len(rows)))
     return PhaseData(jax.tree.map(jnp.asarray, train), batches, start)
