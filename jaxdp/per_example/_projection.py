@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdp.per_example._values import wide_dtype
+from jaxdp.per_example._use import wide
 
 Side = Literal["smaller", "larger", "rows", "columns"]
 
@@ -133,8 +133,3 @@ def project_stacked(grads: Any, projections: dict[int, Projection]) -> Any:
     return treedef.unflatten(
         [projections[i].project(wide(x), stacked=True) if i in projections else x for i, x in enumerate(leaves)]
     )
-
-
-def wide(x: Array) -> Array:
-    """At least float32."""
-    return x.astype(wide_dtype(x.dtype))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jaxdp.per_example._values import wide_dtype
 from jaxdp.transforms._denoise_numerics import (
     COLD_PASSES,
     Denoised,
@@ -20,7 +21,7 @@ from jaxdp.transforms._denoise_numerics import (
     denoise_by_gram,
     denoise_by_subspace,
 )
-from jaxdp.transforms._known_noise import check_stddev, known_noise, wide_dtype
+from jaxdp.transforms._known_noise import check_stddev, known_noise
 from jaxdp.transforms._spec import is_number
 
 PyTree = Any

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdp.per_example import PerExampleGrads
+from jaxdp.per_example._values import wide_dtype
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 from jaxdp.transforms._spec import is_number
@@ -44,11 +45,6 @@ def known_noise(name: str, updates: Any, noise_stddev: Any) -> NoisyGradient:
             "one of rmt_denoise and scale_by_corrected_adam fits in a chain."
         )
     return NoisyGradient(updates, _spread(noise_stddev, updates))
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """float32, or the type itself if that is wider."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype("float32")
 
 
 def _spread(noise_stddev: Any, tree: PyTree) -> PyTree:
