@@ -62,7 +62,7 @@ class RandomizedGaussianDpEvent(DpEvent):
         7.5
 
     References:
-        Randomized clipping (DP-SGD-RC), 2026, https://arxiv.org/abs/2605.24879
+        Ullah et al., Efficient DP-SGD for LLMs with Randomized Clipping, ICML 2026, https://arxiv.org/abs/2605.24879
     """
 
     noise_multiplier: float

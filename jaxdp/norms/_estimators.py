@@ -38,7 +38,8 @@ class Hutchinson:
       128
 
     References:
-      DP-SGD with randomised clipping, arXiv 2605.24879.
+      Ullah, Aketi, Gupta, Zhang and Razaviyayn, Efficient DP-SGD for LLMs with Randomized Clipping, ICML 2026,
+      arXiv 2605.24879.
     """
 
     probes: int = 64
@@ -76,7 +77,8 @@ class HutchPP:
 
     References:
       Meyer et al., Hutch++: Optimal Stochastic Trace Estimation, arXiv 2010.09649.
-      DP-SGD with randomised clipping, arXiv 2605.24879.
+      Ullah, Aketi, Gupta, Zhang and Razaviyayn, Efficient DP-SGD for LLMs with Randomized Clipping, ICML 2026,
+      arXiv 2605.24879.
     """
 
     probes: int = 64

@@ -147,7 +147,8 @@ def clip(
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
       Bu et al., Automatic Clipping, arXiv 2206.07136. He et al., Group-wise clipping, arXiv 2212.01539.
       Bu et al., On the accuracy and efficiency of group-wise clipping, arXiv 2310.19215.
-      DP-SGD with randomised clipping, arXiv 2605.24879.
+      Ullah, Aketi, Gupta, Zhang and Razaviyayn, Efficient DP-SGD for LLMs with Randomized Clipping, ICML 2026,
+      arXiv 2605.24879.
     """
     spec = ClipSpec(max_norm, groups, rule, normalize, noise_shape, norm)
     exact = isinstance(norm, Exact)
