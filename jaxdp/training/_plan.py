@@ -9,9 +9,9 @@ from typing import Any
 import dp_accounting
 
 from jaxdp import accounting, sampling
+from jaxdp.training._clipping import clip_spec, counted_groups
 from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._errors import UserError
-from jaxdp.training._optimizer import clip_spec
 
 Sampler = sampling.PoissonSampling | sampling.FullBatch
 
@@ -28,6 +28,7 @@ class PhasePlan:
       noise_multiplier: std of the noise over the sensitivity; None in a run without privacy.
       first_step: updates done before the phase.
       last_step: updates done after it.
+      groups: the clipping group of each path that it trains, where the plan depends on their number.
     """
 
     config: PhaseConfig
@@ -35,6 +36,7 @@ class PhasePlan:
     noise_multiplier: float | None
     first_step: int
     last_step: int
+    groups: dict[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +96,13 @@ def make_plan(config: Config, num_examples: int) -> Plan:
     """
     samplers = [_sampler(config, number, num_examples) for number in range(1, len(config.phase) + 1)]
     ends = _cumulative([phase.steps for phase in config.phase])
+    groups = [counted_groups(config, phase) for phase in config.phase]
 
     def phases(scale: float | None) -> tuple[PhasePlan, ...]:
+        noise = lambda phase: None if scale is None else scale * phase.noise_weight
         return tuple(
-            PhasePlan(phase, sampler, None if scale is None else scale * phase.noise_weight, end - phase.steps, end)
-            for phase, sampler, end in zip(config.phase, samplers, ends, strict=True)
+            PhasePlan(phase, sampler, noise(phase), end - phase.steps, end, names)
+            for phase, sampler, end, names in zip(config.phase, samplers, ends, groups, strict=True)
         )
 
     privacy = config.privacy
@@ -128,9 +132,9 @@ def plan_from_saved(config: Config, num_examples: int, saved: dict[str, Any]) ->
     """The plan that `saved_plan` wrote: a resumed run must add exactly the noise that it began with."""
     ends = _cumulative([phase.steps for phase in config.phase])
     phases = tuple(
-        PhasePlan(phase, _sampler(config, number, num_examples), noise, end - phase.steps, end)
-        for number, (phase, noise, end) in enumerate(
-            zip(config.phase, saved["noise_multipliers"], ends, strict=True), 1
+        PhasePlan(phase, _sampler(config, number, num_examples), noise, end - phase.steps, end, names)
+        for number, (phase, noise, end, names) in enumerate(
+            zip(config.phase, saved["noise_multipliers"], ends, saved["groups"], strict=True), 1
         )
     )
     curve = tuple((int(step), _from_json(spent)) for step, spent in saved["curve"])
@@ -141,6 +145,7 @@ def saved_plan(plan: Plan) -> dict[str, Any]:
     """What calibration found, as JSON values."""
     return {
         "noise_multipliers": [phase.noise_multiplier for phase in plan.phases],
+        "groups": [phase.groups for phase in plan.phases],
         "epsilon": _to_json(plan.epsilon),
         "curve": [[step, _to_json(spent)] for step, spent in plan.curve],
     }
@@ -152,7 +157,7 @@ def _compose(config: Config, phases: Sequence[PhasePlan], steps: int) -> dp_acco
     for phase in phases:
         count = min(steps, phase.last_step) - phase.first_step
         if count > 0:
-            release = clip_spec(phase.config, config.clipping).dp_event(phase.noise_multiplier or 0.0)
+            release = clip_spec(phase.config, config.clipping, phase.groups).dp_event(phase.noise_multiplier or 0.0)
             events.append(phase.sampler.event(release, count))
     return dp_accounting.ComposedDpEvent(events) if len(events) != 1 else events[0]
 
