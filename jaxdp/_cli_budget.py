@@ -13,10 +13,12 @@ from jaxdp import accounting, sampling, training, transforms
 from jaxdp.training._console import epsilon_text
 from jaxdp.training._data import count_examples
 from jaxdp.training._errors import UserError
+from jaxdp.training._plan import price_of_norms
 from jaxdp.training._plots import plot_epsilon
 from jaxdp.training._subspace import predictions
 
 _POINTS = 8
+_COSTLY = ".* probes for a single clipping group"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,39 @@ def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequenc
         batch = f"{phase.sampler.expected_batch_size:,.6g}"
         table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)
     _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}")
+    _show_price_of_norms(plan)
     if config.privacy.enabled and config.subspace.method == "grape":
         _show_predictions(plan)
     if config.privacy.enabled:
         ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
         _draw(plan.curve, plot, config.privacy.delta, config.privacy.epsilon, ends)
+
+
+def _show_price_of_norms(plan: training.Plan) -> None:
+    """The same plan with exact and with estimated norms."""
+    try:
+        with warnings.catch_warnings():
+            # The table is the price that the warning is about.
+            warnings.filterwarnings("ignore", message=_COSTLY)
+            found = price_of_norms(plan)
+    except UserError as error:
+        print(f"exact and estimated norms are not compared: {error}")
+        return
+    if found is None:
+        return
+    exact, estimated = found
+    clipping = estimated.config.clipping
+    kind = f"{clipping.norm}, {clipping.probes} probes"
+    table = _table("phase", "clipping groups", "noise multiplier, exact norms", f"noise multiplier, {kind}", "of exact")
+    for one, other in zip(exact.phases, estimated.phases, strict=True):
+        before, after = one.noise_multiplier or 0.0, other.noise_multiplier or 0.0
+        count = 1 if other.groups is None else len(set(other.groups.values()))
+        table.add_row(one.config.name, str(count), f"{before:.4g}", f"{after:.4g}", f"{after / before:.3f}")
+    shared = "shared by the batch" if clipping.sharing == "batch" else "of each example's own"
+    spent = (
+        f"epsilon {epsilon_text(exact.epsilon)} with exact and {epsilon_text(estimated.epsilon)} with estimated norms"
+    )
+    _show(table, f"{spent}; probes {shared}")
 
 
 def _show_predictions(plan: training.Plan) -> None:
@@ -126,7 +156,7 @@ def _compare_estimated_norms(numbers: Numbers, sampler: Any, steps: int, noise: 
         try:
             with warnings.catch_warnings():
                 # The table is the price that the warning is about.
-                warnings.filterwarnings("ignore", message=".* probes for a single clipping group")
+                warnings.filterwarnings("ignore", message=_COSTLY)
                 sigma = accounting.calibrate(event, numbers.epsilon, *budget) if numbers.epsilon else noise
                 epsilon = accounting.epsilon_of(event(sigma), *budget)
         except ValueError as error:

@@ -77,8 +77,10 @@ class ClippingConfig(_Section):
     """`[clipping]`: how the influence of one example is bounded."""
 
     max_norm: Positive = Field(1.0, description="clipping norm of one example's gradient")
-    groups: Literal["all", "layer", "param"] = Field(
-        "all", description='what has a norm of its own: "all" together, each "layer" (module), or each "param"'
+    groups: Literal["all", "layer", "param"] | Count = Field(
+        "all",
+        description='what has a norm of its own: "all" together, each "layer" (module), each "param", or so many '
+        "blocks of modules",
     )
     rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
     normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
@@ -92,15 +94,6 @@ class ClippingConfig(_Section):
     sharing: Literal["batch", "example"] = Field(
         "batch", description="whether all examples of a batch share the probes; its own for each needs less noise"
     )
-
-    @model_validator(mode="after")
-    def _has_a_known_law(self) -> "ClippingConfig":
-        if self.norm != "exact" and self.groups != "all":
-            raise ValueError(
-                f'clipping.groups is "{self.groups}" with norm = "{self.norm}", whose privacy loss depends on their '
-                'number: use groups = "all", norm = "exact", or jaxdp.transforms.clip in a program of your own.'
-            )
-        return self
 
 
 class DenoiseConfig(_Section):
@@ -272,6 +265,12 @@ class Config(_Section):
             raise ValueError(
                 f'denoise.enabled is true with subspace.method = "{self.subspace.method}": what a subspace leaves of a '
                 "matrix has no spectrum to denoise, so remove one of them."
+            )
+        clipping = self.clipping
+        if self.subspace.method == "zeroth_order" and (clipping.groups, clipping.norm) != ("all", "exact"):
+            raise ValueError(
+                f'clipping has groups = {clipping.groups!r} and norm = "{clipping.norm}" with subspace.method = '
+                '"zeroth_order", which clips one number for each direction: use groups = "all" and norm = "exact".'
             )
         corrected = [phase.name for phase in self.phase if phase.optimizer == "adam_corrected"]
         if self.subspace.method == "zeroth_order" and corrected:

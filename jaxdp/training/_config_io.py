@@ -167,7 +167,8 @@ def _sentence(error: Any, raw: dict[str, Any]) -> str:
         return f"{field} is {shown}: it must be finite."
     if kind == "literal_error" or (location and location[-1] == "batch_size"):
         wanted = context.get("expected", '"full", or a positive number of examples').replace("'", '"')
-        return f"{field} is {shown}: use {wanted}."
+        blocks = ", or a whole number of blocks" if location and location[-1] == "groups" else ""
+        return f"{field} is {shown}: use {wanted}{blocks}."
     if kind == "too_short":
         return f"{field} is empty: add at least one [[phase]] table."
     wanted = next((words for name, words in _WANTED.items() if kind.startswith(name)), None)
@@ -184,6 +185,8 @@ _UNION_TAGS = frozenset(
         "str",
         "float",
         "constrained-float",
+        "constrained-int",
+        "literal['all','layer','param']",
         "literal['full']",
         "literal['cosine','tracy_widom']",
         "tuple[str, ...]",

@@ -216,6 +216,7 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
         noise,
         plan.config.denoise,
         plan.config.subspace,
+        phase.groups,
     )
 
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 
-from jaxdp import norms, transforms
+from jaxdp import transforms
 from jaxdp.per_example import PerExampleGrads
+from jaxdp.training._clipping import GroupNames, clip_spec
 from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig, SubspaceConfig
 from jaxdp.training._spectrum import watch
 from jaxdp.training._subspace import in_subspace
@@ -72,30 +73,6 @@ def _promoting(rule: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(rule.init, update)
 
 
-def clip_spec(phase: PhaseConfig, clipping: ClippingConfig) -> transforms.ClipSpec:
-    """The phase's clipping, from which its privacy event comes."""
-    return transforms.ClipSpec(
-        phase.max_norm or clipping.max_norm,
-        groups=_module if clipping.groups == "layer" else clipping.groups,
-        rule=clipping.rule,
-        normalize=clipping.normalize,
-        norm=_norm(clipping),
-    )
-
-
-def _module(path: str) -> str:
-    """The module of a leaf: a run's parameters are one flat mapping, in which no container tells."""
-    return path.rpartition("/")[0]
-
-
-def _norm(clipping: ClippingConfig) -> norms.Norm:
-    if clipping.norm == "hutchinson":
-        return norms.Hutchinson(clipping.probes, clipping.sharing)
-    if clipping.norm == "hutch++":
-        return norms.HutchPP(clipping.probes, clipping.sketch, clipping.sharing)
-    return norms.Exact()
-
-
 def make_transformation(
     phase: PhaseConfig,
     clipping: ClippingConfig,
@@ -104,6 +81,7 @@ def make_transformation(
     key: PRNGKeyArray,
     denoise: DenoiseConfig | None = None,
     subspace: SubspaceConfig | None = None,
+    groups: GroupNames | None = None,
 ) -> optax.GradientTransformation:
     """Clip, noise, mean, denoising if wanted, update rule.
 
@@ -112,7 +90,7 @@ def make_transformation(
     if noise_multiplier is None:
         return _updates(phase, _ordinary_mean(expected_batch_size), None, subspace, key)
     denoiser = make_denoiser(denoise) if denoise is not None and denoise.enabled else None
-    spec = clip_spec(phase, clipping)
+    spec = clip_spec(phase, clipping, groups)
     private = transforms.dpsgd(
         max_norm=spec.max_norm,
         noise_multiplier=noise_multiplier,

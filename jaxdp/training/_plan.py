@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import dp_accounting
 
 from jaxdp import accounting, sampling
+from jaxdp.training._clipping import clip_spec, counted_groups
 from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._errors import UserError
-from jaxdp.training._optimizer import clip_spec
 
 Sampler = sampling.PoissonSampling | sampling.FullBatch
 
@@ -28,6 +29,7 @@ class PhasePlan:
       noise_multiplier: std of the noise over the sensitivity; None in a run without privacy.
       first_step: updates done before the phase.
       last_step: updates done after it.
+      groups: the clipping group of each path that it trains, where the plan depends on their number.
     """
 
     config: PhaseConfig
@@ -35,6 +37,7 @@ class PhasePlan:
     noise_multiplier: float | None
     first_step: int
     last_step: int
+    groups: dict[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,27 +95,13 @@ def make_plan(config: Config, num_examples: int) -> Plan:
     Raises:
       UserError: fields that do not fit n or each other, named.
     """
-    samplers = [_sampler(config, number, num_examples) for number in range(1, len(config.phase) + 1)]
-    ends = _cumulative([phase.steps for phase in config.phase])
-
-    def phases(scale: float | None) -> tuple[PhasePlan, ...]:
-        return tuple(
-            PhasePlan(phase, sampler, None if scale is None else scale * phase.noise_weight, end - phase.steps, end)
-            for phase, sampler, end in zip(config.phase, samplers, ends, strict=True)
-        )
-
     privacy = config.privacy
+    phases, ends = _unpriced(config, num_examples), _ends(config)
     if not privacy.enabled:
         curve = ((0, 0.0), (ends[-1], math.inf))
-        return Plan(config, num_examples, phases(None), math.inf, curve, _warnings(config, num_examples))
+        return Plan(config, num_examples, phases, math.inf, curve, _warnings(config, num_examples))
     try:
-        scale = privacy.noise_multiplier or accounting.calibrate(
-            lambda noise: _compose(config, phases(noise), ends[-1]),
-            privacy.epsilon,  # pyright: ignore[reportArgumentType]
-            privacy.delta,
-            privacy.accountant,
-        )
-        planned = phases(scale)
+        planned = _priced(config, phases)
         steps = _curve_steps(planned)
         spent = accounting.epsilon_curve(
             lambda count: _compose(config, planned, count), steps, privacy.delta, privacy.accountant
@@ -124,13 +113,83 @@ def make_plan(config: Config, num_examples: int) -> Plan:
     return Plan(config, num_examples, planned, spent[-1], curve, _warnings(config, num_examples))
 
 
+@dataclasses.dataclass(frozen=True)
+class NormsPrice:
+    """What a plan needs with norms of one kind.
+
+    Attributes:
+      config: the configuration with these norms.
+      phases: with the noise that the budget then needs, or that was given.
+      epsilon: of the whole run.
+    """
+
+    config: Config
+    phases: tuple[PhasePlan, ...]
+    epsilon: float
+
+
+def price_of_norms(plan: Plan) -> tuple[NormsPrice, NormsPrice] | None:
+    """The plan with exact and with estimated norms: those of the configuration, or `"hutchinson"` with its probes.
+
+    Returns:
+      What both need; None where norms cannot be estimated (no privacy, the RDP accountant, no gradients).
+
+    Raises:
+      UserError: there is no model to count the groups of.
+    """
+    config = plan.config
+    if not config.privacy.enabled or config.privacy.accountant != "pld" or config.subspace.method == "zeroth_order":
+        return None
+    kind = "hutchinson" if config.clipping.norm == "exact" else config.clipping.norm
+
+    def with_norms(norm: str) -> NormsPrice:
+        if norm == config.clipping.norm:
+            return NormsPrice(config, plan.phases, plan.epsilon)
+        other = config.model_copy(update={"clipping": config.clipping.model_copy(update={"norm": norm})})
+        try:
+            phases = _priced(other, _unpriced(other, plan.num_examples))
+            event = _compose(other, phases, phases[-1].last_step)
+            return NormsPrice(other, phases, accounting.epsilon_of(event, config.privacy.delta))
+        except ValueError as error:
+            raise UserError(f"privacy: {error}") from error
+
+    return with_norms("exact"), with_norms(kind)
+
+
+def _unpriced(config: Config, num_examples: int) -> tuple[PhasePlan, ...]:
+    """All phases without noise."""
+    return tuple(
+        PhasePlan(
+            phase, _sampler(config, number, num_examples), None, end - phase.steps, end, counted_groups(config, phase)
+        )
+        for number, (phase, end) in enumerate(zip(config.phase, _ends(config), strict=True), 1)
+    )
+
+
+def _priced(config: Config, phases: Sequence[PhasePlan]) -> tuple[PhasePlan, ...]:
+    """The phases with the noise that was given, or with what the budget needs."""
+    privacy = config.privacy
+
+    def with_noise(scale: float) -> tuple[PhasePlan, ...]:
+        return tuple(dataclasses.replace(x, noise_multiplier=scale * x.config.noise_weight) for x in phases)
+
+    if privacy.noise_multiplier is not None:
+        return with_noise(privacy.noise_multiplier)
+    found = accounting.calibrate(
+        lambda noise: _compose(config, with_noise(noise), phases[-1].last_step),
+        privacy.epsilon,  # pyright: ignore[reportArgumentType]
+        privacy.delta,
+        privacy.accountant,
+    )
+    return with_noise(found)
+
+
 def plan_from_saved(config: Config, num_examples: int, saved: dict[str, Any]) -> Plan:
     """The plan that `saved_plan` wrote: a resumed run must add exactly the noise that it began with."""
-    ends = _cumulative([phase.steps for phase in config.phase])
     phases = tuple(
-        PhasePlan(phase, _sampler(config, number, num_examples), noise, end - phase.steps, end)
-        for number, (phase, noise, end) in enumerate(
-            zip(config.phase, saved["noise_multipliers"], ends, strict=True), 1
+        PhasePlan(phase, _sampler(config, number, num_examples), noise, end - phase.steps, end, names)
+        for number, (phase, noise, end, names) in enumerate(
+            zip(config.phase, saved["noise_multipliers"], _ends(config), saved["groups"], strict=True), 1
         )
     )
     curve = tuple((int(step), _from_json(spent)) for step, spent in saved["curve"])
@@ -141,6 +200,7 @@ def saved_plan(plan: Plan) -> dict[str, Any]:
     """What calibration found, as JSON values."""
     return {
         "noise_multipliers": [phase.noise_multiplier for phase in plan.phases],
+        "groups": [phase.groups for phase in plan.phases],
         "epsilon": _to_json(plan.epsilon),
         "curve": [[step, _to_json(spent)] for step, spent in plan.curve],
     }
@@ -152,7 +212,7 @@ def _compose(config: Config, phases: Sequence[PhasePlan], steps: int) -> dp_acco
     for phase in phases:
         count = min(steps, phase.last_step) - phase.first_step
         if count > 0:
-            release = clip_spec(phase.config, config.clipping).dp_event(phase.noise_multiplier or 0.0)
+            release = clip_spec(phase.config, config.clipping, phase.groups).dp_event(phase.noise_multiplier or 0.0)
             events.append(phase.sampler.event(release, count))
     return dp_accounting.ComposedDpEvent(events) if len(events) != 1 else events[0]
 
@@ -213,8 +273,9 @@ def evenly(phase: PhasePlan, count: int) -> set[int]:
     return {phase.first_step + -(-i * phase.config.steps // count) for i in range(1, count + 1)}
 
 
-def _cumulative(counts: Sequence[int]) -> list[int]:
-    return [sum(counts[: i + 1]) for i in range(len(counts))]
+def _ends(config: Config) -> list[int]:
+    """Updates done after each phase."""
+    return list(itertools.accumulate(phase.steps for phase in config.phase))
 
 
 def _running_maximum(values: Sequence[float]) -> list[float]:

@@ -5,8 +5,8 @@ import dataclasses
 import dp_accounting
 
 from jaxdp import accounting, sampling
+from jaxdp.training._clipping import clip_spec
 from jaxdp.training._config import ClippingConfig, SubspaceConfig
-from jaxdp.training._optimizer import clip_spec
 from jaxdp.training._plan import PhasePlan, Plan
 
 PRIVATE_METRICS = ("train_loss", "batch_size", "clipped_share")
@@ -48,7 +48,7 @@ def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
 
 
 def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
-    clipping, sampler = clip_spec(phase.config, plan.config.clipping), phase.sampler
+    clipping, sampler = clip_spec(phase.config, plan.config.clipping, phase.groups), phase.sampler
     if phase.noise_multiplier is None:
         event: dp_accounting.DpEvent = dp_accounting.NonPrivateDpEvent()
         mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
@@ -56,8 +56,9 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
         given = plan.config.clipping
         mechanism = (
-            f"sum of {_released(plan.config.subspace)} clipped to norm {clipping.max_norm:g} (rule {given.rule}, "
-            f"groups {given.groups}, norms {_norms(given)}), plus Gaussian noise, into {phase.config.optimizer}"
+            f"sum of {_released(plan.config.subspace)} clipped to norm {clipping.bound:g} (rule {given.rule}, "
+            f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise, into "
+            f"{phase.config.optimizer}"
         )
     full = isinstance(sampler, sampling.FullBatch)
     # With estimated norms no single number bounds a contribution.
@@ -68,7 +69,7 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         event=event,
         num_steps=phase.config.steps,
         noise_multiplier=phase.noise_multiplier or 0.0,
-        clipping_norm=None if phase.noise_multiplier is None or estimated else clipping.max_norm,
+        clipping_norm=None if phase.noise_multiplier is None or estimated else clipping.bound,
         sampling="every example in every step" if full else "Poisson: each example by itself, anew in each step",
         num_examples=plan.num_examples,
         sampling_probability=sampler.sampling_probability,
@@ -87,3 +88,10 @@ def _released(subspace: SubspaceConfig) -> str:
 
 def _norms(clipping: ClippingConfig) -> str:
     return "exact" if clipping.norm == "exact" else f"estimated by {clipping.norm} with {clipping.probes} probes"
+
+
+def _groups(phase: PhasePlan, clipping: ClippingConfig) -> str:
+    if phase.groups is None:
+        return str(clipping.groups)
+    count = len(set(phase.groups.values()))
+    return f"{count} blocks of modules" if isinstance(clipping.groups, int) else f"{clipping.groups}, {count} of them"

@@ -1,17 +1,13 @@
 """`[subspace]`: update rules in random subspaces, and what their rank is predicted to cost."""
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import optax
-from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from jaxdp import models, transforms
+from jaxdp import transforms
 from jaxdp.training._config import Config, PhaseConfig, SubspaceConfig
-from jaxdp.training._data import model_directory
-from jaxdp.training._errors import UserError
+from jaxdp.training._shapes import trained_shapes
 
 # Lengths of the mean clipped gradient, in clipping norms, for which a rank's cost is shown.
 MEAN_GRADIENTS = (1.0, 0.3, 0.1)
@@ -52,7 +48,7 @@ def predictions(
     config: Config, noise_multiplier: float, phase: PhaseConfig, expected_batch_size: float
 ) -> list[tuple[float, transforms.Prediction]]:
     """Cosines of a phase's first update for a few lengths of its mean clipped gradient; none without a projection."""
-    params = _trained_shapes(config, phase)
+    params = trained_shapes(config, phase)
     predict: Callable[[float], transforms.Prediction] = lambda mean: transforms.predicted_cosine(
         params,
         rank=config.subspace.rank,
@@ -63,15 +59,3 @@ def predictions(
     )
     found = [(mean, predict(mean)) for mean in MEAN_GRADIENTS]
     return found if found[0][1].width else []
-
-
-def _trained_shapes(config: Config, phase: PhaseConfig) -> dict[str, Any]:
-    """Shapes of what a phase trains, of a head for two classes: it is narrower than any rank that is of use."""
-    try:
-        encoder = models.load_pretrained(model_directory(config))
-        model = models.SequenceClassifier(encoder, 2, pooling=config.model.pooling)
-        paths = set(models.trainable_paths(phase.train, model))
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"model.path or phase {phase.name}: {error}") from error
-    flat = {"/".join(map(str, path)): x[...] for path, x in nnx.to_flat_state(nnx.split(model)[1])}
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in flat.items() if name in paths}

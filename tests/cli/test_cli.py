@@ -105,6 +105,26 @@ def test_the_budget_of_a_configuration_is_that_of_the_run(capsys, config_file, t
     assert re.search(r"top .*│ +3\.00 │", out)
 
 
+def test_the_budget_of_a_configuration_compares_exact_and_estimated_norms(capsys, config_file, tmp_path):
+    few = [("privacy.epsilon", "3"), ("phase.1.steps", "2"), ("phase.2.steps", "3"), ("clipping.groups", "layer")]
+    arguments = [text for name, value in few for text in (f"--{name}", value)]
+    code, out, _ = call(
+        capsys, "budget", "--config", str(config_file), *arguments, "--clipping.norm", "hutchinson", "--plot",
+        str(tmp_path / "a.png"),
+    )  # fmt: skip
+    rows = int(re.search(r"([\d,]+) training examples", out)[1].replace(",", ""))
+    plans = [
+        training.make_plan(training.load_config(config_file, [*few, ("clipping.norm", norm)]), rows)
+        for norm in ("exact", "hutchinson")
+    ]
+    assert code == 0 and plans[1].phases[1].noise_multiplier > 1.01 * plans[0].phases[1].noise_multiplier
+    for number, groups in enumerate((1, 2)):
+        name, noises = plans[0].phases[number].config.name, [plan.phases[number].noise_multiplier for plan in plans]
+        numbers = (groups, f"{noises[0]:.4g}", f"{noises[1]:.4g}", f"{noises[1] / noises[0]:.3f}")
+        assert re.search(rf"│ {name} +│ +" + " │ +".join(map(str, numbers)) + " │", out)
+    assert "epsilon 3.00 with exact and 3.00 with estimated norms" in " ".join(out.split())
+
+
 def test_the_budget_shows_estimated_norms_beside_exact_ones(capsys, tmp_path):
     numbers = ["budget", "--sampling-probability", "0.01", "--steps", "200", "--plot", str(tmp_path / "a.png")]
     code, out, _ = call(capsys, *numbers, "--epsilon", "3", "--probes", "64")

@@ -145,9 +145,3 @@ def test_features_are_not_centered_on_the_private_corpus_itself(tmp_path):
     assert load(tmp_path, MINIMAL, ("model.center", "movie_sentences")).model.center == "movie_sentences"
     with pytest.raises(UserError, match=r'model\.center is "tweets", the corpus that the run trains on'):
         load(tmp_path, MINIMAL, ("model.center", "tweets"))
-
-
-def test_estimated_norms_in_groups_whose_number_no_plan_knows_are_refused(tmp_path):
-    assert load(tmp_path, MINIMAL, ("clipping.norm", "hutch++")).clipping.probes == 64
-    with pytest.raises(UserError, match=r'clipping\.groups is "layer" with norm = "hutch\+\+"'):
-        load(tmp_path, MINIMAL, ("clipping.norm", "hutch++"), ("clipping.groups", "layer"))

@@ -12,7 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 from jaxdp import accounting
 from jaxdp.per_example import resolve_groups
 from jaxdp.training import UserError, load_config, make_plan
-from jaxdp.training._optimizer import clip_spec
+from jaxdp.training._clipping import clip_spec
 from jaxdp.training._plan import plan_from_saved, saved_plan
 from jaxdp.training._statement import make_statement
 

@@ -70,7 +70,7 @@ def test_only_evaluations_are_logged_and_nothing_private_is(finished):
     assert all(set(line) == PUBLIC_FIELDS for line in lines)
     assert lines[-1]["epsilon"] <= 6.0
     assert set(json.loads(run.plan.read_text())) == {
-        "noise_multipliers", "epsilon", "curve", "num_examples", "seeded",
+        "noise_multipliers", "groups", "epsilon", "curve", "num_examples", "seeded",
     }  # fmt: skip
 
 

@@ -1,0 +1,83 @@
+"""From `[clipping]` to what clips a phase's gradients: groups, thresholds, and how norms are found."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdp import norms, transforms
+from jaxdp.per_example import Blocks, resolve_groups
+from jaxdp.training._config import ClippingConfig, Config, PhaseConfig
+from jaxdp.training._shapes import trained_shapes
+
+# The name of the group of each trained path.
+GroupNames = Mapping[str, str]
+
+
+def clip_spec(phase: PhaseConfig, clipping: ClippingConfig, groups: GroupNames | None = None) -> transforms.ClipSpec:
+    """The phase's clipping, from which its privacy event comes; `groups` are those that the plan has counted."""
+    bound = phase.max_norm or clipping.max_norm
+    names = {} if groups is None else dict.fromkeys(groups.values())
+    return transforms.ClipSpec(
+        # By name, so that groups other than those that were accounted for are an error.
+        {name: bound / math.sqrt(len(names)) for name in names} or bound,
+        groups=_given(clipping.groups) if groups is None else lambda path: groups.get(_bare(path)),
+        rule=clipping.rule,
+        normalize=clipping.normalize,
+        norm=_norm(clipping),
+    )
+
+
+def counted_groups(config: Config, phase: PhaseConfig) -> dict[str, str] | None:
+    """The group of each path that a phase trains; None where neither the privacy loss nor clipping needs to know."""
+    clipping = config.clipping
+    if clipping.groups == "all" or not (config.privacy.enabled and _depends_on_groups(clipping)):
+        return None
+    return groups_of(clipping, trained_shapes(config, phase))
+
+
+def _depends_on_groups(clipping: ClippingConfig) -> bool:
+    return clipping.norm != "exact" or isinstance(clipping.groups, int)
+
+
+def groups_of(clipping: ClippingConfig, shapes: Mapping[str, Any]) -> dict[str, str]:
+    """The group of each path."""
+    if not isinstance(clipping.groups, int):
+        return {path: path if clipping.groups == "param" else _module(path) for path in shapes}
+    modules: dict[str, dict[str, Any]] = {}
+    for path in sorted(shapes, key=_natural):
+        modules.setdefault(_module(path), {})[path] = shapes[path]
+    # Numbered, since a mapping's keys would be sorted as text: layer 10 before layer 2.
+    tree = dict(enumerate(modules.values()))
+    # A phase that trains fewer modules, a head say, has a block for each.
+    found = resolve_groups(Blocks(min(clipping.groups, len(tree))), tree)
+    paths = [path for _, members in sorted(tree.items()) for path in sorted(members)]
+    return {path: str(found.names[own[0]]) for path, own in zip(paths, found.of_leaf, strict=True)}
+
+
+def _given(groups: Any) -> Any:
+    """A run's parameters are one flat mapping, in which no container tells the modules."""
+    return (lambda path: _module(_bare(path))) if groups == "layer" else groups
+
+
+def _bare(path: str) -> str:
+    """A key of a flat mapping as JAX prints it, without the brackets."""
+    return path.removeprefix("['").removesuffix("']")
+
+
+def _module(path: str) -> str:
+    """The module of a leaf; a leaf beside modules is one."""
+    return path.rpartition("/")[0] or path
+
+
+def _natural(path: str) -> list[Any]:
+    """Sorts numbers as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"/", path)]
+
+
+def _norm(clipping: ClippingConfig) -> norms.Norm:
+    if clipping.norm == "hutchinson":
+        return norms.Hutchinson(clipping.probes, clipping.sharing)
+    if clipping.norm == "hutch++":
+        return norms.HutchPP(clipping.probes, clipping.sketch, clipping.sharing)
+    return norms.Exact()
