@@ -10,6 +10,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
+from jaxdp.norms._shards import map_examples, shards_of, sum_examples
 
 # What the user may ask for, and what is done.
 Rule = Literal["gram", "materialize"]
@@ -86,10 +87,10 @@ def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
             factors = tuple(x if b else full(x) for x, b in zip(factors, in_batched, strict=True))
             room = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS)
             chunk = max(1, room // elements(*(x.shape[1:] for x in factors)))
-            if chunk >= axis_size:
+            if chunk >= axis_size // shards_of(axis_size):
                 return norms(*factors), True
             each = lambda xs: norms(*(x[None] for x in xs))[0]
-            return jax.lax.map(each, factors, batch_size=chunk), True
+            return map_examples(each, factors, batch_size=chunk), True
 
         return one
 
@@ -155,8 +156,9 @@ def clipped_outer_sum(
     r"""$\sum_i w_i A_i^\top G_i$ with $w_i$ = `weigh(squared norms, rest)`, few products alive at a time."""
     size, k, _, c = a.shape
     p = g.shape[-1]
-    chunk = min(size, reuse_chunk(k, c, p))
-    while size % chunk:
+    each = size // shards_of(size)
+    chunk = min(each, reuse_chunk(k, c, p))
+    while each % chunk:
         chunk -= 1
 
     def add(total: Array, part: Any) -> tuple[Array, Array]:
@@ -166,10 +168,10 @@ def clipped_outer_sum(
         weights = weigh(norms, rest).astype(product.dtype)
         return total + jnp.einsum("b,bkcp->kcp", weights, product, precision="highest"), norms
 
+    if chunk == each:
+        return add(jnp.zeros((), a.dtype), (a, g, rest))
     parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), (a, g, rest))
-    if chunk == size:
-        return add(jnp.zeros((), a.dtype), jax.tree.map(lambda x: x[0], parts))
-    total, norms = jax.lax.scan(add, jnp.zeros((k, c, p), a.dtype), parts)
+    total, norms = sum_examples(add, jnp.zeros((k, c, p), a.dtype), parts)
     return total, norms.reshape(size)
 
 

@@ -7,6 +7,7 @@ from jaxdp.per_example._explanation import Explanation, PlannedUse
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum
+from jaxdp.per_example._placement import Placement
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE
 from jaxdp.per_example._projection import MatrixAxes, Projection
 
@@ -18,6 +19,7 @@ __all__ = [
     "Inert",
     "MatrixAxes",
     "PerExampleGrads",
+    "Placement",
     "PlannedUse",
     "Projection",
     "explain",

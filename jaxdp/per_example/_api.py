@@ -17,6 +17,7 @@ from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
+from jaxdp.per_example._placement import Placement, check_sizes
 from jaxdp.per_example._plan import trace, zero_total
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import Projection, check_projection, project_stacked
@@ -39,6 +40,7 @@ class PerExampleGrads(Inert):
 
     Attributes:
       batch_size: the padded batch's size B, a public constant.
+      placement: where batch and parameters lie on a mesh; None on one device.
     """
 
     _refusal = (
@@ -55,6 +57,7 @@ class PerExampleGrads(Inert):
     _rules: Mapping[str, Any] | None
     batch_size: int
     _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
+    placement: Placement | None = None
 
     @property
     def params(self) -> PyTree:
@@ -105,7 +108,7 @@ class PerExampleGrads(Inert):
         def microbatch(batch: PyTree, mask: Array, w: Array) -> tuple[tuple, PyTree]:
             chosen = mask & (w != 0)
             total = run.weighted_sum(with_donors(batch, chosen), _masked(w.astype(jnp.float32), chosen))
-            return (), zero_unless(jnp.any(chosen), total)
+            return (), self._placed(zero_unless(jnp.any(chosen), total))
 
         return self._reduce(microbatch, weights)[1]
 
@@ -158,7 +161,11 @@ class PerExampleGrads(Inert):
         def microbatch(batch: PyTree, mask: Array, rows: Array) -> tuple[Array, PyTree]:
             totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._total_structs())
             zeros = jnp.zeros((mask.shape[0], len(resolved)), jnp.float32), totals
-            attempt = lambda batch, alive: run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
+
+            def attempt(batch: PyTree, alive: Array) -> tuple[Array, PyTree]:
+                norms, total = run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
+                return norms, self._placed(total)
+
             return finite_only(attempt, zeros, batch, mask)
 
         norms, total = self._reduce(microbatch, self._rows())
@@ -220,6 +227,15 @@ class PerExampleGrads(Inert):
             check_projection(projection, names[leaf], jnp.shape(leaves[leaf]), found[leaf])
         return dataclasses.replace(self, _projections=chosen)
 
+    def sum_shardings(self, tree: PyTree) -> PyTree | None:
+        """How a sum of these gradients is cut over the devices; None if nobody said so."""
+        projected = {leaf: projection.axes for leaf, projection in self._projections.items()}
+        return None if self.placement is None else self.placement.of_sum(tree, projected)
+
+    def _placed(self, tree: PyTree) -> PyTree:
+        shardings = self.sum_shardings(tree)
+        return tree if shardings is None else jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
+
     def _matrices(self) -> list[Any]:
         traced = trace(self._loss, self._params, self._batch, self._rules)
         return [
@@ -265,12 +281,13 @@ class PerExampleGrads(Inert):
     def _engine(self, norm: Norm = EXACT, key: PRNGKeyArray | None = None) -> Engine:
         """The traced loss and the parameters, ready for one microbatch after the other."""
         check_norm(norm)
+        parts = None if self.placement is None else self.placement.parts()
         if isinstance(norm, Exact):
-            traced = trace(self._loss, self._params, self._batch, self._rules, None, dict(self._projections))
+            traced = trace(self._loss, self._params, self._batch, self._rules, None, dict(self._projections), parts)
             return Engine(self._loss, self._params, traced, self._method)
         if key is None:
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
-        traced = trace(self._loss, self._params, self._batch, self._rules, norm, dict(self._projections))
+        traced = trace(self._loss, self._params, self._batch, self._rules, norm, dict(self._projections), parts)
         return Engine(self._loss, self._params, traced, self._method, key)
 
     def _rows(self) -> Int[Array, " batch"]:
@@ -278,7 +295,9 @@ class PerExampleGrads(Inert):
         return jnp.arange(self.batch_size)
 
     def _reduce(self, fn: Callable, *per_example: Array) -> tuple[PyTree, PyTree]:
-        return reduce_microbatches(fn, self._batch, self._mask, self._microbatch_size, *per_example)
+        return reduce_microbatches(
+            fn, self._batch, self._mask, self._microbatch_size, *per_example, placement=self.placement
+        )
 
 
 def _masked(x: Array, mask: Array) -> Array:
@@ -322,10 +341,11 @@ def per_example_grad(
         characters, everything else for itself, and of several patterns that match a path the last one counts.
 
     Returns:
-      `f(params, batch, *, mask=None, microbatch_size=None) -> PerExampleGrads`, to be called under `jax.jit`. `batch`
-      is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a padded batch;
+      `f(params, batch, *, mask=None, microbatch_size=None, placement=None) -> PerExampleGrads`, to be called under
+      `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a padded batch;
       with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that stops after
-      the last real one, so one compilation serves every batch that a sampler draws.
+      the last real one, so one compilation serves every batch that a sampler draws. `placement` says how batch and
+      parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows from each shard.
 
     Raises:
       TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
@@ -349,14 +369,21 @@ def per_example_grad(
     checked = _check.call_loss(loss, has_aux)
 
     def f(
-        params: PyTree, batch: PyTree, *, mask: Array | None = None, microbatch_size: int | None = None
+        params: PyTree,
+        batch: PyTree,
+        *,
+        mask: Array | None = None,
+        microbatch_size: int | None = None,
+        placement: Placement | None = None,
     ) -> PerExampleGrads:
         _check.check_params(params)
         size = _check.check_batch(batch, mask)
         micro = _check.check_microbatch_size(microbatch_size, size)
+        if placement is not None:
+            check_sizes(placement, size, micro)
         full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
         # Rows are picked by traced numbers, which NumPy's arrays do not take.
         batch = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, batch)
-        return PerExampleGrads(checked, params, batch, full, micro, method, rules, size)
+        return PerExampleGrads(checked, params, batch, full, micro, method, rules, size, placement=placement)
 
     return f

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
+from jaxdp.norms import batch_where_it_is, map_examples, shards_of, sum_examples
+
 # Per-example gradients of one use up to this many elements are made for the whole batch at once.
 _VECTORISED_ELEMENTS = 1 << 22
 
@@ -25,7 +27,19 @@ def force_batched(x: Array, anchor: Array) -> Array:
 @force_batched.def_vmap
 def _(axis_size: int, in_batched: Sequence[bool], x: Array, anchor: Array) -> tuple[Array, bool]:
     del anchor
-    return (x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))), True
+    return batch_where_it_is(x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))), True
+
+
+@custom_vmap
+def on_its_device(x: Array) -> Array:
+    """`x`, to be computed where its example is: a parameter comes to the examples, not they to it."""
+    return x
+
+
+@on_its_device.def_vmap
+def _(axis_size: int, in_batched: Sequence[bool], x: Array) -> tuple[Array, bool]:
+    del axis_size
+    return (batch_where_it_is(x) if in_batched[0] else x), in_batched[0]
 
 
 def over_batch(fn: Callable, out_batched: tuple[bool, ...], shared: Any, *args: Any) -> tuple[Array, ...]:
@@ -71,10 +85,9 @@ def one_at_a_time_sum(
 
     xs = (weights, own, list(cts))
     struct = jax.eval_shape(lambda x: one(*jax.tree.map(lambda y: y[0], x)), xs)
-    if struct.size * weights.shape[0] <= _VECTORISED_ELEMENTS:
+    if struct.size * (weights.shape[0] // shards_of(weights.shape[0])) <= _VECTORISED_ELEMENTS:
         return jnp.sum(jax.vmap(one)(*xs), axis=0)
-    total, _ = jax.lax.scan(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)
-    return total
+    return sum_examples(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)[0]
 
 
 def few_at_a_time(fn: Callable, elements: int, *args: Any) -> Array:
@@ -94,7 +107,7 @@ def few_at_a_time(fn: Callable, elements: int, *args: Any) -> Array:
             return fn(*treedef.unflatten([next(rest) if b else x for x, b in zip(leaves, batched, strict=True)]))
 
         own = [x for x, b in zip(leaves, batched, strict=True) if b]
-        together = elements * axis_size <= _VECTORISED_ELEMENTS
-        return (jax.vmap(one)(own) if together else jax.lax.map(one, own)), True
+        vectorised = elements * (axis_size // shards_of(axis_size)) <= _VECTORISED_ELEMENTS
+        return (jax.vmap(one)(own) if vectorised else map_examples(one, own)), True
 
     return call(args)

@@ -1,5 +1,6 @@
 """Uses in matrix products."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,15 @@ from jaxdp.norms import clipped_outer_sum, factored_squared_norm, prefers_reuse
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Contracted(Use):
-    """`dot_general` with any contracting and batch dimensions: an outer product of two factors."""
+    """`dot_general` with any contracting and batch dimensions: an outer product of two factors.
+
+    Attributes:
+      parts: in how many parts devices hold the weight along its contracted and along its free axes.
+    """
+
+    parts: tuple[int, int] = (1, 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +73,8 @@ class Contracted(Use):
     ) -> Float[Array, ""]:
         """From the factors, without the outer product where that is cheaper."""
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
+        if self.choice.estimator(*a.shape, g.shape[2]) is None:
+            a, g = _by_part(a, g, self.parts)
         return factored_squared_norm(wide(a), wide(g), self.choice, key)
 
     def weighted_sum(
@@ -128,3 +138,18 @@ class Contracted(Use):
         a, g = self._factors(wide(x), wide(cts[0]), 1)
         total, norms = clipped_outer_sum(a, g, weigh, rest, self.eqn.params["precision"])
         return norms, self._unfold(total)
+
+
+def _by_part(a: Array, g: Array, parts: tuple[int, int]) -> tuple[Array, Array]:
+    """Factors of the gradient's blocks, one for each device that holds a block: their squared norms add up.
+
+    A Gram matrix over features that several devices hold would be added up among them, entry by entry, for every
+    example; of blocks it is a number.
+    """
+    if parts == (1, 1):
+        return a, g
+    (k, t, c), p, (rows, columns) = a.shape, g.shape[2], parts
+    a = jnp.moveaxis(a.reshape(k, t, rows, c // rows), 2, 1)[:, :, None]
+    g = jnp.moveaxis(g.reshape(k, t, columns, p // columns), 2, 1)[:, None]
+    spread = lambda x: jnp.broadcast_to(x, (k, rows, columns, *x.shape[3:])).reshape(-1, *x.shape[3:])
+    return spread(a), spread(g)

@@ -139,6 +139,7 @@ class _Pass:
                 rules=traced.rules,
                 randomized=traced.randomized,
                 projections=traced.projections,
+                parts=traced.parts,
             )
             shadows = [
                 Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i), bases.get(i)) for i, t in enumerate(totals)

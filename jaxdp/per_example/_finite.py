@@ -7,13 +7,34 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxdp.norms import apart, shards_of
+
 PyTree = Any
 
 
 def with_donors(batch: PyTree, alive: Bool[Array, " batch"]) -> PyTree:
     """The batch with every row that is not alive replaced by one that is."""
-    rows = jnp.where(alive, jnp.arange(alive.shape[0]), jnp.argmax(alive))
-    return jax.tree.map(lambda x: x[rows], batch)
+    shards = shards_of(alive.shape[0])
+    if shards == 1:
+        rows = jnp.where(alive, jnp.arange(alive.shape[0]), jnp.argmax(alive))
+        return jax.tree.map(lambda x: x[rows], batch)
+    mine = apart(alive, shards)
+    first = jnp.argmax(mine, axis=1)
+    # The first shard that has one lends it to all: one example travels, no batch does.
+    lends = jnp.arange(shards) == jnp.argmax(jnp.any(mine, axis=1))
+
+    def lent(x: Array) -> Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(lent(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        rows = jax.vmap(lambda part, i: jax.lax.dynamic_index_in_dim(part, i, keepdims=False))(apart(x, shards), first)
+        donor = jnp.sum(jnp.where(_column(lends, rows), rows, jnp.zeros_like(rows)), axis=0, dtype=rows.dtype)
+        return jnp.where(_column(alive, x), x, donor[None])
+
+    return jax.tree.map(lambda x: lent(x.astype(jnp.uint8)).astype(bool) if x.dtype == bool else lent(x), batch)
+
+
+def _column(flags: Bool[Array, " batch"], x: Array) -> Array:
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def zero_unless(condition: Bool[Array, ""], tree: PyTree) -> PyTree:

@@ -41,6 +41,7 @@ class Traced:
       randomized: the estimator of norms, where they need not be exact.
       num_bytes: the parameters' size.
       projections: for leaves whose gradients are found in a subspace, which one.
+      parts: for leaves that several devices hold, in how many parts along each axis.
     """
 
     closed: Any
@@ -51,6 +52,7 @@ class Traced:
     randomized: Randomized | None
     num_bytes: int
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
+    parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def sites_of(self, leaf: int) -> dict[Key, Site]:
         """The uses of one leaf."""
@@ -100,6 +102,7 @@ def trace(
     rules: Rules | None = None,
     randomized: Randomized | None = None,
     projections: dict[int, Projection] | None = None,
+    parts: dict[int, tuple[int, ...]] | None = None,
 ) -> Traced:
     """Trace the loss of one example and find every use of every leaf."""
     example = example_structs(batch)
@@ -108,8 +111,16 @@ def trace(
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
     subspaces = projections or {}
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces)
-    rewriter = Rewriter({}, {}, sites=traced.sites, rules=traced.rules, randomized=randomized, projections=subspaces)
+    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {})
+    rewriter = Rewriter(
+        {},
+        {},
+        sites=traced.sites,
+        rules=traced.rules,
+        randomized=randomized,
+        projections=subspaces,
+        parts=traced.parts,
+    )
 
     def look(leaves: list[Array], example: PyTree) -> Array:
         shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros((), jnp.float32), basis=p and p.matrix)

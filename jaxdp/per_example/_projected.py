@@ -79,7 +79,7 @@ def projected_use(use: Use, weight: Weight, projections: dict[int, Projection]) 
     projection, depth = projections[leaves[0]], len(weight.stack)
     dims = tuple(weight.axes.index(a - depth) for a in projection.axes)
     shared = tuple(weight.axes.index(a - depth) for a in projection.batch[depth:])
-    return Projected(use.eqn, use.index, use.choice, dims, shared, projection.rank)
+    return Projected(use.eqn, use.index, use.choice, dims=dims, shared=shared, rank=projection.rank)
 
 
 def factor_structs(

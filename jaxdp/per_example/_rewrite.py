@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
+from jaxdp.per_example._parted import parted_use
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._taps import Key, Mode, Report, tap
@@ -66,6 +67,7 @@ class Rewriter:
       randomized: the estimator of norms, where they need not be exact.
       remat: whether there is a checkpoint around.
       projections: for leaves whose gradients are found in a subspace, which one.
+      parts: for leaves that several devices hold, in how many parts along each axis.
     """
 
     modes: dict[int, Mode]
@@ -79,6 +81,7 @@ class Rewriter:
     randomized: Randomized | None = None
     remat: bool = False
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
+    parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
@@ -116,7 +119,7 @@ class Rewriter:
             return derive(eqn, operands), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
         uses = {
-            i: projected_use(use_of(eqn, i, several, self._choice(x)), x, self.projections)
+            i: projected_use(parted_use(use_of(eqn, i, several, self._choice(x)), x, self.parts), x, self.projections)
             for i, x in enumerate(operands)
             if isinstance(x, Weight)
         }

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp.per_example._batching import force_batched
+from jaxdp.per_example._batching import force_batched, on_its_device
 from jaxdp.per_example._use import Use, is_float
 from jaxdp.per_example._use_clipping import clipped, contracted
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
@@ -88,7 +88,7 @@ def tap(
 
     def bwd(residuals: tuple[Any, ...], cotangents: tuple[list[Array], list[Array]]) -> tuple[Any, ...]:
         (stored, unbatched, limits, consts), (out_cts, gate_cts) = residuals, cotangents
-        floats = [ct for ct in out_cts if is_float(ct)]
+        floats = [on_its_device(ct) for ct in out_cts if is_float(ct)]
         report_cts: dict[Port, Report] = {}
         shadow_cts = []
         for port, gate_ct, one, (threshold, key, basis) in zip(ports, gate_cts, unbatched, limits, strict=True):

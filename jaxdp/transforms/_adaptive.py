@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
-from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups
+from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, sum_shardings
 from jaxdp.transforms._spec import (
     SMALLEST_BOUND,
     ClipSpec,
@@ -245,7 +245,8 @@ def adaptive_clip(
         gammas = spec.gammas(thresholds, resolved.names)
         if gammas is not None:
             scales = noise_scales(tree, resolved, bounds, gammas)
-        clipped = ClippedSum(tree, 1.0 if normalize else bound, scales, indicators.spent_precision(len(resolved)))
+        spent, shardings = indicators.spent_precision(len(resolved)), sum_shardings(updates, tree)
+        clipped = ClippedSum(tree, 1.0 if normalize else bound, scales, spent, shardings=shardings)
         release_key = jax.random.fold_in(jax.random.fold_in(state.key, _INDICATOR_TAG), state.count)
         below = indicators.release(summed.squared_norms, thresholds, summed.mask, release_key)
         moved = thresholds * jnp.exp(-learning_rate * (below - target_quantile))

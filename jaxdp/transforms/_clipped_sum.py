@@ -37,6 +37,7 @@ class ClippedSum(Inert):
         $\sigma_j$ of its own.
       norm: how the norms were found. Where they were estimated, `sensitivity` is the nominal $\sqrt{\sum_m R_m^2}$, and
         only the law that `Clip.dp_event` names bounds an example's influence.
+      shardings: pytree like `tree`, how its leaves are cut over the devices of a mesh; None on one device.
     """
 
     _refusal = (
@@ -49,6 +50,7 @@ class ClippedSum(Inert):
     noise_scales: PyTree | None = None
     spent_precision: float = 0.0
     norm: Norm = EXACT
+    shardings: PyTree | None = None
 
     def noise_multiplier(self, joint: float | int) -> float:
         r"""The sum's own noise multiplier, where `joint` is that of everything released about these examples.

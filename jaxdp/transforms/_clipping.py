@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp.norms import EXACT, Exact, Norm
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked
-from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups
+from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups, sum_shardings
 from jaxdp.transforms._spec import ClipSpec, NoiseShape, Rule, clipping_weights, noise_scales
 
 PyTree = Any
@@ -178,7 +178,7 @@ def clip(
         gammas = spec.gammas(thresholds, resolved.names)
         scales = None if gammas is None else noise_scales(tree, resolved, thresholds / unit, gammas)
         after = state if exact else RandomizedClipState(state.key, state.count + 1)
-        return ClippedSum(tree, spec.sensitivity, scales, norm=norm), after
+        return ClippedSum(tree, spec.sensitivity, scales, norm=norm, shardings=sum_shardings(updates, tree)), after
 
     transformation = Clip(init, update)
     transformation.spec = spec

@@ -44,6 +44,11 @@ def clip_and_sum(
     return _stacked(updates, groups, weight_fn, thresholds)[0]
 
 
+def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
+    """How the examples' sum is cut over the devices of a mesh, if that was said."""
+    return updates.sum_shardings(tree) if isinstance(updates, PerExampleGrads) else None
+
+
 class WithNorms(NamedTuple):
     """A clipped sum, the squared norms that it was made from, and which rows are examples."""
 

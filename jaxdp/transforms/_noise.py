@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
+from jaxdp.per_example._placement import check_partitionable
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 
@@ -41,7 +43,8 @@ def add_gaussian_noise(
     larger one that leaves it so. In every case the release is a Gaussian one of noise multiplier $\sigma$.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
-    parameter from a key of its own. The noise is drawn in float32 or better.
+    parameter from a key of its own. The noise is drawn in float32 or better. On a mesh (`jaxdp.parallel`) every device
+    draws its own part of it, and the values are those of one device.
 
     Args:
       noise_multiplier: $\sigma \ge 0$, the noise's std as a multiple of the sensitivity; 0 gives no privacy.
@@ -56,7 +59,7 @@ def add_gaussian_noise(
     Raises:
       TypeError: the key is no typed key; at update, the input is not a `ClippedSum`.
       ValueError: the noise multiplier is negative or not finite; at update, what else is released about the same
-        examples leaves nothing for the sum.
+        examples leaves nothing for the sum, or gradients are cut over devices and the key is no threefry key.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxdp
@@ -94,7 +97,11 @@ def add_gaussian_noise(
         scales = [updates.sensitivity] * len(leaves)
         if updates.noise_scales is not None:
             scales = treedef.flatten_up_to(updates.noise_scales)
-        noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)))
+        shardings = [None] * len(leaves)
+        if updates.shardings is not None:
+            check_generator(state.key)
+            shardings = treedef.flatten_up_to(updates.shardings)
+        noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)), shardings)
         stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
         noisy = [leaf + stddev * draw for leaf, stddev, draw in zip(wide, stddevs, noise, strict=True)]
         gradient = treedef.unflatten(noisy)
@@ -105,19 +112,22 @@ def add_gaussian_noise(
     return optax.GradientTransformation(init, update)
 
 
-def _standard_normals(leaves: Sequence[Array], keys: Key[Array, " leaves"]) -> list[Array]:
+def _standard_normals(
+    leaves: Sequence[Array], keys: Key[Array, " leaves"], shardings: Sequence[NamedSharding | None]
+) -> list[Array]:
     """One standard normal array like each leaf, from that leaf's key; leaves of one shape are compiled once.
 
     What is drawn together is held together, so it is never more than the largest leaf (or 16 MB): no more memory than
-    that leaf's own draw takes.
+    that leaf's own draw takes. A leaf that is cut over devices is drawn as it is cut, by every device its own part: an
+    entry's bits are a function of the key and of the entry's place in the whole leaf.
     """
     together: dict[tuple, list[int]] = {}
-    for i, leaf in enumerate(leaves):
-        together.setdefault((leaf.shape, leaf.dtype), []).append(i)
+    for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
+        together.setdefault((leaf.shape, leaf.dtype, sharding), []).append(i)
     most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
     draws: list[Any] = [None] * len(leaves)
-    for (shape, dtype), members in together.items():
-        draw = functools.partial(jax.random.normal, shape=shape, dtype=dtype)
+    for (shape, dtype, sharding), members in together.items():
+        draw = functools.partial(_draw, shape=shape, dtype=dtype, sharding=sharding)
         count = max(1, most // max(1, math.prod(shape)))
         for start in range(0, len(members), count):
             chunk = members[start : start + count]
@@ -126,3 +136,18 @@ def _standard_normals(leaves: Sequence[Array], keys: Key[Array, " leaves"]) -> l
             for row, i in enumerate(chunk):
                 draws[i] = jax.lax.index_in_dim(rows, row, keepdims=False)
     return draws
+
+
+def _draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
+    normals = jax.random.normal(key, shape, dtype)
+    return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)
+
+
+def check_generator(key: PRNGKeyArray) -> None:
+    """Refuse random numbers that are another sequence, or the same one on each device, when they are cut."""
+    check_partitionable()
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        raise ValueError(
+            f"the key's generator is {jax.random.key_impl(key)}, whose numbers depend on how they are cut over devices: "
+            "use jaxdp.sampling.key_from_entropy()."
+        )

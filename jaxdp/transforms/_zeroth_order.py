@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxdp.per_example import PerExampleGrads, per_example_grad
+from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.per_example._values import wide_dtype
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output
@@ -113,9 +113,15 @@ def zeroth_order(
                 "and add_gaussian_noise inside, and pass jaxdp.per_example_grad(loss)(params, batch)."
             )
         step_key = jax.random.fold_in(jax.random.fold_in(state.key, _DIRECTION_TAG), state.count)
+        batch_only = None if updates.placement is None else Placement(updates.placement.batch)
+
+        def drawn(number: Array) -> PyTree:
+            direction = _direction(updates.params, jax.random.fold_in(step_key, number))
+            shardings = updates.sum_shardings(direction)
+            return direction if shardings is None else jax.tree.map(jax.lax.with_sharding_constraint, direction, shardings)
 
         def slope(number: Array) -> Array:
-            direction = _direction(updates.params, jax.random.fold_in(step_key, number))
+            direction = drawn(number)
             ahead, behind = (
                 updates.values_at(_moved(updates.params, direction, sign * scale)).astype(jnp.float32)
                 for sign in (1.0, -1.0)
@@ -126,7 +132,7 @@ def zeroth_order(
         slopes = jax.lax.map(slope, jnp.arange(directions)).T[..., None]
         # The gradient of <c, d_i> is d_i: clipping, masks and groups are those of any other gradient.
         scalars: Any = per_example_grad(lambda c, d: jnp.sum(c * d))(
-            jnp.zeros(coordinates.shape, coordinates.dtype), slopes, mask=updates.mask
+            jnp.zeros(coordinates.shape, coordinates.dtype), slopes, mask=updates.mask, placement=batch_only
         )
         nowhere: Any = FullSpace(coordinates)
         outcome, inner_state = inner.update(scalars, state.inner, nowhere)
@@ -134,7 +140,7 @@ def zeroth_order(
         found: Any = outcome
 
         def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
-            direction = _direction(updates.params, jax.random.fold_in(step_key, number))
+            direction = drawn(number)
             share = found[number, 0] / directions
             return jax.tree.map(lambda t, z: t + share.astype(z.dtype) * z, total, direction), None
 

@@ -1,0 +1,93 @@
+"""Loops over examples on several devices: every device goes through its own examples, side by side with the others."""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+_SHARDING: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("batch_sharding", default=None)
+
+
+@contextlib.contextmanager
+def batch_sharded(sharding: NamedSharding | None) -> Iterator[None]:
+    """While tracing inside, leading batch axes lie on the devices as `sharding` says; None for one device."""
+    token = _SHARDING.set(sharding)
+    try:
+        yield
+    finally:
+        _SHARDING.reset(token)
+
+
+def num_shards(sharding: NamedSharding | None) -> int:
+    """In how many parts the leading axis is cut."""
+    if sharding is None or not len(sharding.spec):
+        return 1
+    first = sharding.spec[0]
+    names = () if first is None else (first,) if isinstance(first, str) else tuple(first)
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def shards_of(size: int) -> int:
+    """In how many parts a batch axis of this length is cut: 1 if it does not divide."""
+    shards = num_shards(_SHARDING.get())
+    return shards if size % shards == 0 else 1
+
+
+def leading(sharding: NamedSharding, x: Array) -> Array:
+    """`x` with its first axis on the devices like the batch; nothing is said of its other axes."""
+    free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    spec = PartitionSpec(sharding.spec[0] if len(sharding.spec) else None, *free)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, spec))
+
+
+def batch_where_it_is(x: Array) -> Array:
+    """`x`, whose leading axis is the batch, on the devices on which the examples are."""
+    sharding = _SHARDING.get()
+    return x if sharding is None or x.shape[0] % num_shards(sharding) else leading(sharding, x)
+
+
+def map_examples(fn: Callable, xs: Any, batch_size: int | None = None) -> Array:
+    """`jax.lax.map` over a batch axis, of which every device goes through its own part."""
+    shards = shards_of(jax.tree.leaves(xs)[0].shape[0])
+    if shards == 1:
+        return jax.lax.map(fn, xs, batch_size=batch_size)
+    # A loop over all examples would fetch each of them from the device it lies on.
+    return _together(jax.lax.map(jax.vmap(fn), _columns(xs, shards), batch_size=batch_size))
+
+
+def sum_examples(fn: Callable, zeros: Array, xs: Any) -> tuple[Array, Any]:
+    """`jax.lax.scan` of `fn(total, x) -> (total, y)` over a batch axis, every device adding up its own part.
+
+    The devices' totals meet once, after the loop.
+    """
+    shards = shards_of(jax.tree.leaves(xs)[0].shape[0])
+    if shards == 1:
+        return jax.lax.scan(fn, zeros, xs)
+    start = jnp.zeros((shards, *zeros.shape), zeros.dtype)
+    totals, ys = jax.lax.scan(jax.vmap(fn), start, _columns(xs, shards))
+    return jnp.sum(totals, axis=0), jax.tree.map(_together, ys)
+
+
+def _columns(tree: Any, shards: int) -> Any:
+    """`[batch, ...]` as `[batch / shards, shards, ...]`, each shard's examples where they are."""
+    return jax.tree.map(lambda x: jnp.swapaxes(apart(x, shards), 0, 1), tree)
+
+
+def _together(x: Array) -> Array:
+    return together(jnp.swapaxes(x, 0, 1))
+
+
+def apart(x: Array, shards: int) -> Array:
+    """`[batch, ...]` as `[shards, batch / shards, ...]`, each shard's examples where they are."""
+    return batch_where_it_is(x.reshape(shards, x.shape[0] // shards, *x.shape[1:]))
+
+
+def together(x: Array) -> Array:
+    """`[shards, batch / shards, ...]` as `[batch, ...]`."""
+    return batch_where_it_is(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
