@@ -91,8 +91,8 @@ class Bench:
     Parameters and optimiser state go from one program to the next: what a step costs does not depend on their values.
     """
 
-    def __init__(self, workload: Workload) -> None:
-        self.workload = workload
+    def __init__(self, workload: Workload, most: int | None = None) -> None:
+        self.workload, self.most = workload, most
         self.batch = workload.make_batch()
         self._refill()
 
@@ -101,9 +101,15 @@ class Bench:
         self.opt_state = optimizer().init(self.params)
 
     def fits(self, program: Program) -> bool:
-        """Whether the machine has the memory that the program says it needs, with a tenth to spare."""
+        """Whether the program needs no more memory than was allowed, and the machine has it with a tenth to spare."""
+        return self.room is None or program.needs < self.room
+
+    @property
+    def room(self) -> float | None:
+        """Bytes that a run may take, None where nobody can tell."""
         free = machine.free_bytes()
-        return free is None or program.needs < 0.9 * free
+        known = [x for x in (self.most, free and 0.9 * free) if x is not None]
+        return min(known, default=None)
 
     def sample(self, program: Program, steps: int = 1) -> float:
         """Seconds of one step, the mean of `steps` in a row."""

@@ -52,6 +52,9 @@ class Settings:
     """Untimed rounds before them, at least 1."""
     screening: int = 2
     """Timed runs of each microbatch size of jax_privacy to choose from, at least 1."""
+    memory_gib: float | None = None
+    """Steps that need more memory than this are compiled and not run: some take minutes each. (What the machine has
+    free is a limit anyway.)"""
     batch_size: int | None = None
     """Another batch size than the workload's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -69,6 +72,8 @@ class Settings:
         for name in ("repeats", "warmup", "screening"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
+        if self.memory_gib is not None and self.memory_gib <= 0:
+            raise ValueError(f"memory_gib is {self.memory_gib}: it must be positive.")
         workloads.expand(self.workloads)
         parse_pairs(self.methods)
 
@@ -79,7 +84,12 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
     jax.config.update("jax_enable_compilation_cache", False)
     dtype = jax.numpy.dtype(settings.dtype)
     protocol = Protocol(
-        settings.repeats, settings.warmup, settings.screening, parse_pairs(settings.methods), settings.comparators
+        settings.repeats,
+        settings.warmup,
+        settings.screening,
+        parse_pairs(settings.methods),
+        settings.comparators,
+        most_bytes=None if settings.memory_gib is None else round(settings.memory_gib * 2**30),
     )
     results: dict[str, Any] = {
         "schema": 1,
@@ -90,6 +100,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
             "repeats": settings.repeats,
             "warmup": settings.warmup,
             "screening": settings.screening,
+            "memory_gib": settings.memory_gib,
             "privacy": dataclasses.asdict(protocol.privacy),
         },
         "workloads": [],

@@ -25,6 +25,7 @@ class Protocol:
       pairs: methods and group styles.
       comparators: other libraries, by name.
       privacy: clipping norm and noise.
+      most_bytes: what a step may take of memory to be run at all; None for what is free.
     """
 
     repeats: int = 9
@@ -33,6 +34,7 @@ class Protocol:
     pairs: tuple[tuple[str, str], ...] = DEFAULT_PAIRS
     comparators: tuple[str, ...] = comparators.NAMES
     privacy: Privacy = dataclasses.field(default_factory=Privacy)
+    most_bytes: int | None = None
 
 
 class Study:
@@ -54,7 +56,7 @@ class Study:
         self.parameters = sum(x.size for x in jax.tree.leaves(jax.eval_shape(self.workload.make_params)))
         for variant in self._variants():
             self._compile(variant)
-        bench = Bench(self.workload)
+        bench = Bench(self.workload, self.protocol.most_bytes)
         chosen = self._screen(bench)
         programs = [p for key, p in self.programs.items() if key not in self.screened or key in chosen]
         programs = [p for p in programs if self._fits(bench, p)]
@@ -108,7 +110,8 @@ class Study:
         for size in comparators.microbatch_sizes(self.workload.batch_size):
             self._compile(comparators.jax_privacy(self.workload, self.protocol.privacy, size))
         rivals = [p for p in self.programs.values() if p.variant.family == "jax_privacy" and self._fits(bench, p)]
-        self._time(bench, rivals, self.protocol.screening, 1, self.screened, "choosing microbatch sizes")
+        # The shortest of several runs counts, so that none is needed to warm up.
+        self._time(bench, rivals, self.protocol.screening, 0, self.screened, "choosing microbatch sizes")
         best = {key: min(times) for key, times in self.screened.items()}
         for key, seconds in best.items():
             self.rows[key].update(status="screened", screening_seconds=seconds)
@@ -127,8 +130,8 @@ class Study:
     def _fits(self, bench: Bench, program: Program) -> bool:
         if bench.fits(program):
             return True
-        free = (machine.free_bytes() or 0) / 2**30
-        note = f"needs {program.needs / 2**30:.1f} GiB where {free:.1f} are free, so it was compiled and not run"
+        room = (bench.room or 0) / 2**30
+        note = f"needs {program.needs / 2**30:.1f} GiB where {room:.1f} may be taken, so it was compiled and not run"
         self.rows[program.variant.key]["note"] = note
         self.say(f"{program.variant.label}: {note}")
         return False

@@ -167,9 +167,10 @@ def test_a_variant_that_fails_does_not_take_the_others_with_it(run, compile_once
     assert rows["ghost/param"]["status"] == rows["optax"]["status"] == "measured"
 
 
-def test_a_program_that_does_not_fit_is_not_run(run, monkeypatch):
-    monkeypatch.setattr(machine, "free_bytes", lambda: 1)
-    status, results = run("--comparators", "optax")
+@pytest.mark.parametrize("free, options", [(1, ()), (None, ("--memory-gib", "1e-9"))])
+def test_a_program_that_does_not_fit_is_not_run(run, monkeypatch, free, options):
+    monkeypatch.setattr(machine, "free_bytes", lambda: free)
+    status, results = run("--comparators", "optax", *options)
     rows = {row["key"]: row for row in results["workloads"][0]["rows"]}
     big = [row for row in rows.values() if row.get("bytes", {"temp": 0})["temp"] > 0]
     assert status == 0 and big
