@@ -1,5 +1,6 @@
 """A small scanned transformer, the chains that train it, and one private step on any mesh."""
 
+import functools
 import math
 from typing import Any
 
@@ -12,12 +13,13 @@ from jax.sharding import PartitionSpec as P
 import jaxdp
 from jaxdp import parallel, sampling, transforms
 
-N, T, D, H, V, CLASSES = 96, 6, 16, 32, 24, 4
+N, T, D, H, V, CLASSES = 96, 12, 16, 32, 24, 4
 RATE, MICROBATCH, STEPS = 0.25, 16, 2
 CHAINS = ("flat", "layer", "hutchinson", "grape")
 TENSOR_RULES = {
     "layers/qkv": P(None, None, None, "tensor"),
     "layers/up": P(None, None, "tensor"),
+    "layers/bias": P(None, "tensor"),
     "layers/o": P(None, "tensor"),
     "layers/down": P(None, "tensor"),
 }
@@ -32,22 +34,19 @@ def examples(rows: np.ndarray) -> dict[str, np.ndarray]:
 def make_params() -> dict[str, Any]:
     draw = np.random.default_rng(3)
     normal = lambda *shape: jnp.asarray(draw.normal(size=shape) / math.sqrt(shape[-2]), jnp.float32)
-    layers = {"qkv": normal(2, 3, D, D), "o": normal(2, D, D), "up": normal(2, D, H), "down": normal(2, H, D)}
-    layers |= {"scale": jnp.ones((2, D))}
-    return {"table": normal(V, D), "layers": layers, "head": {"kernel": normal(D, CLASSES), "bias": jnp.zeros(CLASSES)}}
+    layers = {"qkv": normal(2, D, 3, 2, D // 2), "o": normal(2, 2, D // 2, D)}
+    layers |= {"up": normal(2, D, H), "bias": jnp.zeros((2, H)), "down": normal(2, H, D)}
+    return {"table": normal(V, D), "layers": layers, "head": normal(D, CLASSES)}
 
 
 def loss(params: Any, example: Any) -> jax.Array:
     def layer(x: jax.Array, w: Any) -> tuple[jax.Array, None]:
-        h = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6) * w["scale"][None]
-        q, k, v = (jnp.tanh(h @ w["qkv"][i]).reshape(T, 2, D // 2) for i in range(3))
-        scores = jax.nn.softmax(jnp.einsum("thd,shd->hts", q, k), axis=-1)
-        x = x + jnp.einsum("hts,shd->thd", scores, v).reshape(T, D) @ w["o"]
-        return x + jnp.tanh(x @ w["up"]) @ w["down"], None
+        q, k, v = jnp.einsum("td,dnhe->nhte", x, w["qkv"])
+        x = x + jnp.einsum("hts,hse,hed->td", jax.nn.softmax(jnp.einsum("hte,hse->hts", q, k)), v, w["o"])
+        return x + jnp.tanh(x @ w["up"] + w["bias"][None]) @ w["down"], None
 
     x, _ = jax.lax.scan(jax.checkpoint(layer), params["table"][example["ids"]], params["layers"])
-    logits = jnp.mean(x, axis=0) @ params["head"]["kernel"] + params["head"]["bias"]
-    return -jax.nn.log_softmax(logits)[example["label"]]
+    return -jax.nn.log_softmax(jnp.mean(x, axis=0) @ params["head"])[example["label"]]
 
 
 def chain(name: str, batch: Any) -> Any:
@@ -81,6 +80,7 @@ def make_step(name: str, sampler: Any, placement: parallel.Placement | None, met
     return step
 
 
+@functools.cache
 def one_device(name: str) -> Any:
     """Parameters after the steps on one device."""
     sampler = sampling.PoissonSampling(N, RATE)
