@@ -50,8 +50,8 @@ def check_generator(key: PRNGKeyArray) -> None:
     check_partitionable()
     if str(jax.random.key_impl(key)) != "threefry2x32":
         raise ValueError(
-            f"the key's generator is {jax.random.key_impl(key)}, whose numbers depend on how they are cut over devices: "
-            "use jaxdp.sampling.key_from_entropy()."
+            f"the key's generator is {jax.random.key_impl(key)}, whose numbers depend on how they are cut over "
+            "devices: use jaxdp.sampling.key_from_entropy()."
         )
 
 

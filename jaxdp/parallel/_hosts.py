@@ -51,9 +51,7 @@ def shard_examples(read: Read, sampler: Sampler) -> PyTree:
     return _assembled(read(filled), sampler.sharding, sampler.padded_num_examples)
 
 
-def form_batch(
-    sampler: Sampler, key: Key[Array, ""], step: int | Int[Array, ""], read: Read
-) -> tuple[PyTree, Array]:
+def form_batch(sampler: Sampler, key: Key[Array, ""], step: int | Int[Array, ""], read: Read) -> tuple[PyTree, Array]:
     """The batch of one step from data that are not on the devices: each process reads its own part of it.
 
     Every process throws the coins of its own examples, from the common key; nobody sees another's rows or which of them

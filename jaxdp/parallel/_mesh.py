@@ -39,7 +39,9 @@ def make_mesh(
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
-        if not (name == "data" and size == "rest") and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if not (name == "data" and size == "rest") and (
+            not isinstance(size, int) or isinstance(size, bool) or size < 1
+        ):
             rest = ', or "rest"' if name == "data" else ""
             raise ValueError(f"mesh.{name} is {size!r}: give a number of devices from 1{rest}.")
     available = list(jax.devices() if devices is None else devices)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,12 +20,13 @@ class ShardingRules:
     """How parameters are cut over a mesh.
 
     A leaf gets the `PartitionSpec` of the last pattern that matches its path; its largest axis that the specification
-    leaves free and that the mesh's axis fsdp divides is cut along fsdp. What nothing divides every device holds in full.
+    leaves free and that the mesh's axis fsdp divides is cut along fsdp. What nothing divides, every device holds in
+    full.
 
     Args:
       mesh: as from `jaxdp.parallel.make_mesh`.
-      rules: from patterns of paths, such as `"layers/*/query/kernel"`, to specifications. A `*` stands for any
-        characters, and everything else for itself.
+      rules: from patterns of paths, such as `"layers/*/query/kernel"`, to specifications, or to `"first"` or `"last"`:
+        that axis along tensor. A `*` stands for any characters, and everything else for itself.
 
     Raises:
       ValueError: when called, a pattern that matches no path, a specification with more axes than the leaf has or with
@@ -35,14 +36,14 @@ class ShardingRules:
       >>> import jax.numpy as jnp, jaxdp
       >>> from jax.sharding import PartitionSpec as P
       >>> mesh = jaxdp.parallel.make_mesh(data=1)
-      >>> rules = ShardingRules(mesh, {"up/*": P(None, "tensor"), "down/*": P("tensor", None)})
+      >>> rules = ShardingRules(mesh, {"up/*": "last", "down/*": P("tensor", None)})
       >>> params = {"up": {"kernel": jnp.ones((8, 16))}, "down": {"kernel": jnp.ones((16, 8))}}
       >>> rules(params)["up"]["kernel"].spec
       PartitionSpec('fsdp', 'tensor')
     """
 
     mesh: Mesh
-    rules: Mapping[str, PartitionSpec] = dataclasses.field(default_factory=dict)
+    rules: Mapping[str, PartitionSpec | Literal["first", "last"]] = dataclasses.field(default_factory=dict)
 
     def __call__(self, params: PyTree) -> PyTree:
         """Shardings of a pytree of arrays (or of their shapes)."""
@@ -64,7 +65,9 @@ class ShardingRules:
             )
         return treedef.unflatten(shardings)
 
-    def _full(self, name: str, shape: tuple[int, ...], spec: PartitionSpec, pattern: str | None) -> PartitionSpec:
+    def _full(self, name: str, shape: tuple[int, ...], spec: Any, pattern: str | None) -> PartitionSpec:
+        if spec in ("first", "last"):
+            spec = PartitionSpec(*(None,) * (len(shape) - 1 if spec == "last" else 0), "tensor")
         if len(spec) > len(shape):
             raise ValueError(f"the sharding rule {pattern!r} has {len(spec)} axes where {name} has {len(shape)}.")
         entries: list[Any] = [*spec, *(None,) * (len(shape) - len(spec))]

@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxdp.norms import clipped_outer_sum, factored_squared_norm, prefers_reuse
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
 
-
 # Lengths of axes, and in how many parts devices hold them.
 Parts = tuple[tuple[int, int], ...]
 

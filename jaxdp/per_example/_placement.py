@@ -63,9 +63,9 @@ class Placement:
             return None
         leaves, treedef = jax.tree.flatten(tree)
         shardings = treedef.flatten_up_to(self.params)
-        axes = projected or {}
-        found = [_without(s, x.ndim, axes[i]) if i in axes else s for i, (x, s) in enumerate(zip(leaves, shardings))]
-        return treedef.unflatten(found)
+        for leaf, axes in (projected or {}).items():
+            shardings[leaf] = _without(shardings[leaf], leaves[leaf].ndim, axes)
+        return treedef.unflatten(shardings)
 
 
 def check_sizes(placement: Placement, batch_size: int, microbatch_size: int | None) -> None:

@@ -90,8 +90,8 @@ class ShardedPoissonSampling(Sharded):
         num_examples: $n$, the number of examples on all devices; public.
         sampling_probability: $q$ in (0, 1].
         sharding: how the leading axis of the examples is cut, as from `jaxdp.parallel.batch_sharding`.
-        padded_batch_size: B, a multiple of the number of shards. By default every shard has the room that overflows with
-            probability at most 1e-20 a step.
+        padded_batch_size: B, a multiple of the number of shards. By default every shard has the room that overflows
+            with probability at most 1e-20 a step.
 
     Raises:
         ValueError: an argument out of range; a size that does not divide; a size that cuts samples of shards that are
@@ -136,8 +136,8 @@ class ShardedPoissonSampling(Sharded):
         if num_examples % shards and self._overflow > LARGEST_OVERFLOW:
             raise ValueError(
                 f"padded_batch_size is {padded_batch_size}, {self._room} for each shard, which cuts samples with "
-                f"probability {self._overflow:.2g} a step, and {num_examples} examples do not divide into {shards} equal "
-                "shards: leave it out, or use a number of examples that divides."
+                f"probability {self._overflow:.2g} a step, and {num_examples} examples do not divide into {shards} "
+                "equal shards: leave it out, or use a number of examples that divides."
             )
 
     @property
@@ -218,7 +218,7 @@ class ShardedPoissonSampling(Sharded):
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardedFullBatch(Sharded):
+class ShardedFullBatch(Sharded, FullBatch):
     """`FullBatch` of examples that are cut over devices.
 
     Args:
@@ -229,31 +229,12 @@ class ShardedFullBatch(Sharded):
         ValueError: `num_examples` below 1.
     """
 
-    num_examples: int
     sharding: NamedSharding
-
-    def __post_init__(self) -> None:
-        FullBatch(self.num_examples)
-
-    @property
-    def sampling_probability(self) -> float:
-        """Always 1."""
-        return 1.0
 
     @property
     def padded_batch_size(self) -> int:
         """The number of examples, filled up to equal shards."""
         return self.padded_num_examples
-
-    @property
-    def expected_batch_size(self) -> float:
-        """The number of examples."""
-        return float(self.num_examples)
-
-    @property
-    def description(self) -> str:
-        """How batches are drawn, in words."""
-        return FullBatch(self.num_examples).description
 
     def sample(self, key: Key[Array, ""], step: int | Int[Array, ""]) -> Batch:
         """All examples in order; key and step are not used."""
@@ -265,7 +246,3 @@ class ShardedFullBatch(Sharded):
         """The data as they are."""
         del batch
         return data
-
-    def event(self, step_event: DpEvent, num_steps: int) -> DpEvent:
-        """The event of `num_steps` releases on the whole data set."""
-        return FullBatch(self.num_examples).event(step_event, num_steps)

@@ -51,10 +51,10 @@ def loss(params: Any, example: Any) -> jax.Array:
 
 def chain(name: str, batch: Any) -> Any:
     key = jax.random.key(11)
-    given: dict[str, Any] = {"layer": {"groups": "layer"}, "hutchinson": {"norm": jaxdp.norms.Hutchinson(8)}}.get(name, {})
-    private = transforms.dpsgd(
-        max_norm=0.5, noise_multiplier=0.7, expected_batch_size=RATE * N, key=key, **given
+    given: dict[str, Any] = {"layer": {"groups": "layer"}, "hutchinson": {"norm": jaxdp.norms.Hutchinson(8)}}.get(
+        name, {}
     )
+    private = transforms.dpsgd(max_norm=0.5, noise_multiplier=0.7, expected_batch_size=RATE * N, key=key, **given)
     if name == "grape":
         inner = optax.chain(private, optax.trace(0.9))
         matrices = jaxdp.per_example_grad(loss)(make_params(), batch).matrices()
