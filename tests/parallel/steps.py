@@ -15,7 +15,6 @@ from jaxdp import parallel, sampling, transforms
 
 N, T, D, H, V, CLASSES = 96, 12, 16, 32, 24, 4
 RATE, MICROBATCH, STEPS = 0.25, 16, 2
-CHAINS = ("flat", "layer", "hutchinson", "grape")
 TENSOR_RULES = {
     "layers/qkv": P(None, None, None, "tensor"),
     "layers/up": P(None, None, "tensor"),
@@ -51,9 +50,8 @@ def loss(params: Any, example: Any) -> jax.Array:
 
 def chain(name: str, batch: Any) -> Any:
     key = jax.random.key(11)
-    given: dict[str, Any] = {"layer": {"groups": "layer"}, "hutchinson": {"norm": jaxdp.norms.Hutchinson(8)}}.get(
-        name, {}
-    )
+    estimated = {"groups": "layer", "norm": jaxdp.norms.Hutchinson(8)}
+    given: dict[str, Any] = estimated if name == "estimated" else {}
     private = transforms.dpsgd(max_norm=0.5, noise_multiplier=0.7, expected_batch_size=RATE * N, key=key, **given)
     if name == "grape":
         inner = optax.chain(private, optax.trace(0.9))

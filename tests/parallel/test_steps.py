@@ -14,7 +14,6 @@ from jaxdp.per_example import _batching
 from . import steps
 from .hlo import exchanged
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
 on_mesh = functools.cache(steps.OnMesh)
 
 
@@ -27,9 +26,9 @@ def forget_programs():
 @pytest.mark.parametrize(
     ("name", "axes", "method"),
     [
-        *(("flat", axes, "bookkeeping") for axes in MESHES),
-        ("layer", (2, 2, 2), "auto"),
-        ("hutchinson", (1, 4, 2), "auto"),
+        ("flat", (8, 1, 1), "bookkeeping"),
+        ("flat", (2, 2, 2), "bookkeeping"),
+        ("estimated", (1, 4, 2), "auto"),
         ("grape", (2, 2, 2), "auto"),
     ],
 )
@@ -47,9 +46,8 @@ def test_estimated_norms_are_estimated():
     assert sum(row.rule == "Hutchinson" for row in plan.rows) == 4
 
 
-@pytest.mark.parametrize("axes", MESHES[1:])
-def test_nothing_but_norms_is_exchanged_beyond_the_step_without_privacy(axes: tuple[int, ...]):
-    private, plain = on_mesh("flat", *axes, method="bookkeeping"), on_mesh("sum", *axes)
+def test_nothing_but_norms_is_exchanged_beyond_the_step_without_privacy():
+    private, plain = on_mesh("flat", 2, 2, 2, method="bookkeeping"), on_mesh("sum", 2, 2, 2)
     extra = exchanged(private.compiled) - exchanged(plain.compiled)
     # A few float32 for each example of a microbatch and each parameter; one Gram matrix (T x T) would be more.
     local, leaves = steps.MICROBATCH // private.placement.shards, len(jax.tree.leaves(private.params))
