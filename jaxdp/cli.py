@@ -60,9 +60,12 @@ def resume(run: _RunFolder) -> Work:
     """Go on with a run that was stopped (Ctrl-C) or killed.
 
     It ends with exactly the model that it would have had without the stop: all randomness is a function of the saved
-    key and the step. It is refused if the data, the model, the configuration or the software changed.
+    key and the step. It is refused if the data, the model, the configuration or the software changed. A run that was
+    stopped by Ctrl-C may go on over other devices (--mesh.data 4 and the like), with the same model up to rounding.
 
-    In use: jaxdp resume runs/tweets-20250102-030405
+    In use:
+      jaxdp resume runs/tweets-20250102-030405
+      jaxdp resume runs/tweets-20250102-030405 --mesh.data 4
 
     Args:
       run: the run's directory.
@@ -71,8 +74,7 @@ def resume(run: _RunFolder) -> Work:
     def work(overrides: Overrides) -> None:
         from jaxdp import training
 
-        _refuse(overrides, "resume")
-        _attended(run, lambda display: training.resume(run, display))
+        _attended(run, lambda display: training.resume(run, display, overrides))
 
     return work
 

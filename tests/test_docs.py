@@ -20,6 +20,7 @@ PACKAGES = [
     "interop.jax_privacy",
     "models",
     "norms",
+    "parallel",
     "per_example",
     "sampling",
     "training",

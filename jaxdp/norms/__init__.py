@@ -30,17 +30,6 @@ from jaxdp.norms._exact import (
     reuse_chunk,
     row_squared_norm,
 )
-from jaxdp.norms._shards import (
-    apart,
-    batch_sharded,
-    batch_where_it_is,
-    leading,
-    map_examples,
-    num_shards,
-    shards_of,
-    sum_examples,
-    together,
-)
 from jaxdp.norms._sketches import probe_matrix
 
 __all__ = [
@@ -57,20 +46,14 @@ __all__ = [
     "NormRule",
     "Randomized",
     "Rule",
-    "apart",
-    "batch_sharded",
-    "batch_where_it_is",
     "check_norm",
     "clipped_outer_sum",
     "default_machine",
     "estimate_cost",
     "factored_squared_norm",
     "gram_cost",
-    "leading",
-    "map_examples",
     "mixed_factored_squared_norm",
     "norm_rule",
-    "num_shards",
     "outer_squared_norm",
     "prefers_reuse",
     "probe_matrix",
@@ -80,8 +63,5 @@ __all__ = [
     "row_squared_norm",
     "rows_norm_cost",
     "rows_sum_cost",
-    "shards_of",
     "sum_cost",
-    "sum_examples",
-    "together",
 ]

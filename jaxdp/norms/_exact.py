@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
+from jaxdp._shards import map_examples, shards_of, sum_examples
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
-from jaxdp.norms._shards import map_examples, shards_of, sum_examples
 
 # What the user may ask for, and what is done.
 Rule = Literal["gram", "materialize"]

@@ -342,10 +342,11 @@ def per_example_grad(
 
     Returns:
       `f(params, batch, *, mask=None, microbatch_size=None, placement=None) -> PerExampleGrads`, to be called under
-      `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a padded batch;
-      with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that stops after
-      the last real one, so one compilation serves every batch that a sampler draws. `placement` says how batch and
-      parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows from each shard.
+      `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a
+      padded batch; with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that
+      stops after the last real one, so one compilation serves every batch that a sampler draws. `placement` says how
+      batch and parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows from each
+      shard.
 
     Raises:
       TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.

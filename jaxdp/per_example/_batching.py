@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
-from jaxdp.norms import batch_where_it_is, map_examples, shards_of, sum_examples
+from jaxdp._shards import batch_where_it_is, map_examples, shards_of, sum_examples
 
 # Per-example gradients of one use up to this many elements are made for the whole batch at once.
 _VECTORISED_ELEMENTS = 1 << 22

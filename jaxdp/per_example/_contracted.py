@@ -1,6 +1,7 @@
 """Uses in matrix products."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,16 +11,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxdp.norms import clipped_outer_sum, factored_squared_norm, prefers_reuse
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
 
+# Lengths of axes, and in how many parts devices hold them.
+Parts = tuple[tuple[int, int], ...]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contracted(Use):
     """`dot_general` with any contracting and batch dimensions: an outer product of two factors.
 
     Attributes:
-      parts: in how many parts devices hold the weight along its contracted and along its free axes.
+      parts: length and number of parts, where several devices hold the weight, of each contracted and each free axis.
     """
 
-    parts: tuple[int, int] = (1, 1)
+    parts: tuple[Parts, Parts] = ((), ())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -140,16 +144,24 @@ class Contracted(Use):
         return norms, self._unfold(total)
 
 
-def _by_part(a: Array, g: Array, parts: tuple[int, int]) -> tuple[Array, Array]:
+def _by_part(a: Array, g: Array, parts: tuple[Parts, Parts]) -> tuple[Array, Array]:
     """Factors of the gradient's blocks, one for each device that holds a block: their squared norms add up.
 
     A Gram matrix over features that several devices hold would be added up among them, entry by entry, for every
     example; of blocks it is a number.
     """
-    if parts == (1, 1):
+    rows, columns = (math.prod(count for _, count in side) for side in parts)
+    if rows * columns == 1:
         return a, g
-    (k, t, c), p, (rows, columns) = a.shape, g.shape[2], parts
-    a = jnp.moveaxis(a.reshape(k, t, rows, c // rows), 2, 1)[:, :, None]
-    g = jnp.moveaxis(g.reshape(k, t, columns, p // columns), 2, 1)[:, None]
-    spread = lambda x: jnp.broadcast_to(x, (k, rows, columns, *x.shape[3:])).reshape(-1, *x.shape[3:])
+    a, g = _blocks(a, parts[0])[:, :, None], _blocks(g, parts[1])[:, None]
+    spread = lambda x: jnp.broadcast_to(x, (a.shape[0], rows, columns, *x.shape[3:])).reshape(-1, *x.shape[3:])
     return spread(a), spread(g)
+
+
+def _blocks(x: Float[Array, "k t features"], parts: Parts) -> Float[Array, "k blocks t size"]:
+    """A factor cut along its features, of which there are `parts` of (length, number of blocks)."""
+    k, t, _ = x.shape
+    cut = [n for length, count in parts for n in (count, length // count)]
+    moved = [2 + 2 * i for i in range(len(parts))]
+    kept = [3 + 2 * i for i in range(len(parts))]
+    return x.reshape(k, t, *cut).transpose(0, *moved, 1, *kept).reshape(k, math.prod(cut[::2]), t, -1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxdp.norms import apart, shards_of
+from jaxdp._shards import apart, shards_of
 
 PyTree = Any
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from jaxdp.norms import apart, batch_sharded, together
+from jaxdp._shards import apart, batch_sharded, together
 from jaxdp.per_example._placement import Placement
 
 PyTree = Any

@@ -8,7 +8,7 @@ from jaxdp.per_example._values import Weight
 
 
 def parted_use(use: Use, weight: Weight, parts: dict[int, tuple[int, ...]]) -> Use:
-    """The use of a weight, with how devices hold it; as it is where the parts are not blocks of the gradient."""
+    """The use of a weight, with how devices hold it."""
     leaves = [leaf for leaf in weight.shadows if any(count > 1 for count in parts.get(leaf, ()))]
     if len(weight.shadows) > 1 or not leaves or type(use) is not Contracted or weight.axes is None:
         return use
@@ -18,9 +18,6 @@ def parted_use(use: Use, weight: Weight, parts: dict[int, tuple[int, ...]]) -> U
     contract, batch = use.eqn.params["dimension_numbers"]
     mine, shared = tuple(contract[use.index]), tuple(batch[use.index])
     free = [d for d in range(len(counts)) if d not in mine and d not in shared]
-
-    def outermost(dims: list[int] | tuple[int, ...]) -> int:
-        # Only parts of the first axis of a side are blocks of consecutive entries.
-        return counts[dims[0]] if dims and all(counts[d] == 1 for d in dims[1:]) else 1
-
-    return dataclasses.replace(use, parts=(outermost(mine), outermost(free)))
+    shape = use.shape
+    sides = tuple(tuple((shape[d], counts[d]) for d in dims) for dims in (mine, free))
+    return dataclasses.replace(use, parts=sides)

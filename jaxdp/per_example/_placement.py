@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdp.norms import num_shards
+from jaxdp._shards import axis_names, check_partitionable, num_shards
 
 PyTree = Any
 
@@ -50,10 +50,10 @@ class Placement:
 
     def parts(self) -> dict[int, tuple[int, ...]]:
         """For each leaf, by number, in how many parts its axes are cut among devices that share their examples."""
-        axes = {name for entry in self.batch.spec[:1] for name in _names(entry)}
+        axes = {name for entry in self.batch.spec[:1] for name in axis_names(entry)}
         found: dict[int, tuple[int, ...]] = {}
         for leaf, sharding in enumerate(jax.tree.leaves(self.params)):
-            names = [[name for name in _names(entry) if name not in axes] for entry in sharding.spec]
+            names = [[name for name in axis_names(entry) if name not in axes] for entry in sharding.spec]
             found[leaf] = tuple(math.prod(sharding.mesh.shape[name] for name in part) for part in names)
         return found
 
@@ -63,14 +63,9 @@ class Placement:
             return None
         leaves, treedef = jax.tree.flatten(tree)
         shardings = treedef.flatten_up_to(self.params)
-        axes = projected or {}
-        found = [_without(s, x.ndim, axes[i]) if i in axes else s for i, (x, s) in enumerate(zip(leaves, shardings))]
-        return treedef.unflatten(found)
-
-
-def _names(entry: Any) -> tuple[str, ...]:
-    """The mesh axes that one array axis is cut along."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+        for leaf, axes in (projected or {}).items():
+            shardings[leaf] = _without(shardings[leaf], leaves[leaf].ndim, axes)
+        return treedef.unflatten(shardings)
 
 
 def check_sizes(placement: Placement, batch_size: int, microbatch_size: int | None) -> None:
@@ -81,15 +76,6 @@ def check_sizes(placement: Placement, batch_size: int, microbatch_size: int | No
                 f"{name} is {size} with a batch cut into {placement.shards} parts ({placement.batch.spec}): make it a "
                 f"multiple of {placement.shards}."
             )
-
-
-def check_partitionable() -> None:
-    """Refuse random numbers that depend on how they are cut."""
-    if not jax.config.jax_threefry_partitionable:
-        raise ValueError(
-            "jax_threefry_partitionable is off, so that noise would depend on the mesh and be drawn whole on every "
-            'device: call jax.config.update("jax_threefry_partitionable", True).'
-        )
 
 
 def check_automatic(mesh: Any) -> None:

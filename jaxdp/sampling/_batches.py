@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt32
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
 
 # Overflow this rare adds less than 1e-9 to delta even after a million steps at epsilon 10.
-_DEFAULT_OVERFLOW = 1e-20
+LARGEST_OVERFLOW = 1e-20
 _PADDING_MULTIPLE = 8
 
 
@@ -74,7 +74,7 @@ class PoissonSampling:
         if _threshold(sampling_probability) == 0:
             raise ValueError(f"sampling_probability must be at least 2**-32, got {sampling_probability}.")
         if padded_batch_size is None:
-            padded_batch_size = _default_padding(num_examples, sampling_probability)
+            padded_batch_size = default_padding(num_examples, sampling_probability)
         if padded_batch_size < 1:
             raise ValueError(f"padded_batch_size must be at least 1, got {padded_batch_size}.")
         object.__setattr__(self, "num_examples", num_examples)
@@ -143,14 +143,11 @@ class PoissonSampling:
             >>> indices, mask = jax.jit(sampling.sample)(jax.random.key(0), 5)
         """
         inclusion_key, subset_key = jax.random.split(jax.random.fold_in(key, step))
-        # Integers, not uniform floats: float32 would round probabilities up as well as down.
-        bits = jax.random.bits(inclusion_key, (self.num_examples,), jnp.uint32)
-        threshold = _threshold(self.sampling_probability)
-        drawn = bits < jnp.uint32(threshold) if threshold < 1 << 32 else jnp.ones_like(bits, dtype=bool)
+        drawn = included(inclusion_key, self.num_examples, self.sampling_probability)
         if self.padded_batch_size < self.num_examples:
             drawn = lax.cond(
                 jnp.sum(drawn) > self.padded_batch_size,
-                lambda: _random_subset(subset_key, drawn, self.padded_batch_size),
+                lambda: random_subset(subset_key, drawn, self.padded_batch_size),
                 lambda: drawn,
             )
         (indices,) = jnp.nonzero(drawn, size=self.padded_batch_size, fill_value=0)
@@ -261,7 +258,15 @@ def _threshold(sampling_probability: float) -> int:
     return int(sampling_probability * 2.0**32)
 
 
-def _random_subset(key: Key[Array, ""], drawn: Bool[Array, " examples"], size: int) -> Bool[Array, " examples"]:
+def included(key: Key[Array, ""], count: int, sampling_probability: float) -> Bool[Array, " examples"]:
+    """One coin for each example, a function of the key and the example's row."""
+    # Integers, not uniform floats: float32 would round probabilities up as well as down.
+    bits = jax.random.bits(key, (count,), jnp.uint32)
+    threshold = _threshold(sampling_probability)
+    return bits < jnp.uint32(threshold) if threshold < 1 << 32 else jnp.ones_like(bits, dtype=bool)
+
+
+def random_subset(key: Key[Array, ""], drawn: Bool[Array, " examples"], size: int) -> Bool[Array, " examples"]:
     """A uniformly random subset of the drawn examples, which are more than `size`."""
     # 64 bits to sort by: ties, which would favour small indices, have probability below 1e-7 for 10^6
     # examples.
@@ -276,14 +281,14 @@ def _two_words(key: Key[Array, ""], count: int) -> tuple[UInt32[Array, " count"]
     return words[0], words[1]
 
 
-def _default_padding(num_examples: int, sampling_probability: float) -> int:
+def default_padding(num_examples: int, sampling_probability: float) -> int:
     """The smallest multiple of 8 that practically never overflows."""
     multiples_low, multiples_high = 0, num_examples // _PADDING_MULTIPLE + 1
     while multiples_high - multiples_low > 1:
         middle = (multiples_low + multiples_high) // 2
         # One example more: the neighbouring data set that the accounting has in mind.
         tail = overflow_probability(num_examples + 1, sampling_probability, middle * _PADDING_MULTIPLE)
-        if tail <= _DEFAULT_OVERFLOW:
+        if tail <= LARGEST_OVERFLOW:
             multiples_high = middle
         else:
             multiples_low = middle

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
 PyTree = Any
 
@@ -53,7 +54,7 @@ class Checkpoints:
         return step, restored["meta"]
 
     def restore(self, step: int, meta: dict[str, Any], template: PyTree) -> PyTree:
-        """Read a checkpoint into the structure of `template`, bit for bit."""
+        """Read a checkpoint into the structure of `template`, bit for bit, and cut over devices as it is."""
         if meta["leaves"] != _names(template):
             raise RuntimeError("the checkpoint's state has another structure than this version's.")
         structs = jax.tree.map(ocp.utils.to_shape_dtype_struct, _storable(template))
@@ -94,8 +95,8 @@ def _storable(tree: PyTree) -> dict[str, Any]:
 
 
 def _restored(like: Any, x: Any) -> Any:
-    # Through the host, so that a resumed step sees arrays placed just as in a run that was never stopped.
-    array = jnp.asarray(np.asarray(x))
+    # On one device through the host, so that a resumed step sees arrays placed just as in a run never stopped.
+    array = x if isinstance(like.sharding, NamedSharding) else jnp.asarray(np.asarray(x))
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
 
 

@@ -206,6 +206,33 @@ class PhaseConfig(_Section):
         return self
 
 
+class MeshConfig(_Section):
+    """`[mesh]`: over how many devices a run is cut, and how."""
+
+    data: Count | Literal["rest"] = Field(
+        1, description='devices that each hold all parameters and see examples of their own; "rest" takes what is left'
+    )
+    fsdp: Count = Field(1, description="devices that see examples of their own and hold parameters in parts")
+    tensor: Count = Field(1, description="devices that share their examples and hold single layers in parts")
+    columns: tuple[str, ...] = Field((), description="patterns of the parameters whose last axis tensor cuts")
+    rows: tuple[str, ...] = Field((), description="patterns of the parameters whose first axis tensor cuts")
+
+    @model_validator(mode="after")
+    def _cuts_something(self) -> "MeshConfig":
+        if (self.tensor > 1) != bool(self.columns or self.rows):
+            raise ValueError(
+                f"mesh.tensor is {self.tensor} with {len(self.columns) + len(self.rows)} patterns in mesh.columns and "
+                "mesh.rows: name what it cuts, such as "
+                'columns = ["encoder/layers/*/up/*"] and rows = ["encoder/layers/*/down/kernel"], or leave all out.'
+            )
+        return self
+
+    @property
+    def is_one_device(self) -> bool:
+        """Whether nothing is to be cut."""
+        return (self.data, self.fsdp, self.tensor) == (1, 1, 1)
+
+
 class LogConfig(_Section):
     """`[log]`: what is written while training."""
 
@@ -225,6 +252,7 @@ class Config(_Section):
     denoise: DenoiseConfig = DenoiseConfig()  # pyright: ignore[reportCallIssue]
     subspace: SubspaceConfig = SubspaceConfig()  # pyright: ignore[reportCallIssue]
     phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
+    mesh: MeshConfig = MeshConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="before")

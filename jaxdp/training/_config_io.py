@@ -188,6 +188,7 @@ _UNION_TAGS = frozenset(
         "constrained-int",
         "literal['all','layer','param']",
         "literal['full']",
+        "literal['rest']",
         "literal['cosine','tracy_widom']",
         "tuple[str, ...]",
         "int",

@@ -18,6 +18,7 @@ from jaxdp.training._checkpoint import Checkpoints
 from jaxdp.training._classifier import Classifier, Params
 from jaxdp.training._console import Display
 from jaxdp.training._data import Dataset
+from jaxdp.training._mesh import Layout
 from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
 from jaxdp.training._phase_data import PhaseData, make_evaluation, make_phase_data
@@ -74,6 +75,7 @@ class Job:
       log: where metrics go.
       display: what the user sees.
       stop: whether the user wants to stop.
+      layout: where arrays lie.
       seconds: for each phase by name, seconds and steps that were timed.
     """
 
@@ -85,6 +87,7 @@ class Job:
     log: MetricsLog
     display: Display
     stop: StopRequest
+    layout: Layout = dataclasses.field(default_factory=Layout)
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -108,15 +111,18 @@ class Job:
 
 def initial_state(job: Job, key: jax.Array) -> TrainState:
     """The state before the first update."""
-    params = job.initial_params()
-    return TrainState(params, _init_phase(job, 0, params, key), jax.random.clone(key), jnp.zeros((), jnp.int32))
+    return _state(job, 0, key)
 
 
 def template_state(job: Job, index: int) -> TrainState:
     """A state with the structure that it has in a phase; its values mean nothing."""
-    key = sampling.key_from_seed(0)
-    params = job.initial_params()
-    return TrainState(params, _init_phase(job, index, params, key), key, jnp.zeros((), jnp.int32))
+    return _state(job, index, sampling.key_from_seed(0))
+
+
+def _state(job: Job, index: int, key: jax.Array) -> TrainState:
+    params, root = job.layout.place(job.initial_params()), job.layout.replicate(jax.random.clone(key))
+    step = job.layout.replicate(jnp.zeros((), jnp.int32))
+    return TrainState(params, _init_phase(job, index, params, root), root, step)
 
 
 def run_phases(job: Job, state: TrainState, index: int) -> TrainState:
@@ -133,16 +139,18 @@ def run_phases(job: Job, state: TrainState, index: int) -> TrainState:
 
 def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     phase, field = job.plan.phases[index], f"phase.{index + 1}"
-    frozen = job.frozen_params(state)
+    frozen = job.layout.place(job.frozen_params(state))
 
     def progress(done: int, total: int) -> None:
         job.display.prepare(f"phase {phase.config.name}: frozen layers", done, total)
         job.stop.check()
 
-    data = make_phase_data(
-        job.classifier, frozen | state.params, job.dataset, phase.config, field, job.features, progress
-    )
-    step = _make_step(job, index, state.key, data)
+    cached = phase.config.features == "cached"
+    known = job.frozen_params(state) | (job.layout.whole(state.params) if cached else state.params)
+    data = make_phase_data(job.classifier, known, job.dataset, phase.config, field, job.features, progress)
+    train = job.layout.examples(data.train, phase.sampler)
+    data = dataclasses.replace(data, held_out=[(job.layout.replicate(x), real) for x, real in data.held_out])
+    step = _make_step(job, index, state, data)
     evaluate = make_evaluation(job.classifier, data.start)
     evaluations = evaluation_steps(phase)
     config = job.plan.config
@@ -152,7 +160,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         began = time.monotonic()
-        state, private = step.run(state, frozen, data.train)
+        state, private = step.run(state, frozen, train)
         jax.block_until_ready(state)
         if done > first:
             # The first one compiles.
@@ -184,23 +192,26 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     return state
 
 
-def _make_step(job: Job, index: int, key: jax.Array, data: PhaseData) -> StepFunction:
+def _make_step(job: Job, index: int, state: TrainState, data: PhaseData) -> StepFunction:
     phase, config = job.plan.phases[index], job.plan.config
     norm = phase.config.max_norm or config.clipping.max_norm
     return make_step(
         lambda trained, frozen, example: job.classifier.loss(frozen | trained, example, data.start),
         sampler=phase.sampler,
-        transformation=phase_transformation(job.plan, index, key),
+        transformation=phase_transformation(job.plan, index, state.key),
         trained=job.trained(index),
         microbatch_size=phase.config.microbatch_size,
         dropout=config.model.dropout > 0 and phase.config.features == "live",
         private_metrics_norm=norm if config.log.private_metrics else None,
+        placement=job.layout.placement(job.trained(index), phase.sampler),
+        state_shardings=job.layout.state_shardings(state),
     )
 
 
 def _init_phase(job: Job, index: int, params: Params, key: jax.Array) -> Any:
     """The state of a phase's transformations at its beginning."""
-    return phase_transformation(job.plan, index, key).init({name: params[name] for name in job.trained(index)})
+    init = lambda trained, key: phase_transformation(job.plan, index, key).init(trained)
+    return job.layout.initialised(init, {name: params[name] for name in job.trained(index)}, key)
 
 
 def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.GradientTransformation:

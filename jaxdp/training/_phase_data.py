@@ -25,7 +25,7 @@ class PhaseData:
     """The data of a phase.
 
     Attributes:
-      train: all training examples, with a leading axis.
+      train: all training examples, with a leading axis, as NumPy arrays.
       held_out: batches of (examples, which of them are real).
       start: the layer at which they enter the model.
     """
@@ -126,4 +126,4 @@ def _placed(train: Any, held_out: Any, dataset: Dataset, start: int) -> PhaseDat
                 tokens = {f: x for f, x in examples._asdict().items() if f in ("ids", "mask", "hidden")}
                 examples = examples._replace(**{f: x[:, :length] for f, x in tokens.items()})
             batches.append((jax.tree.map(jnp.asarray, examples), np.arange(size) < len(rows)))
-    return PhaseData(jax.tree.map(jnp.asarray, train), batches, start)
+    return PhaseData(train, batches, start)

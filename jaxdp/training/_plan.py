@@ -13,8 +13,9 @@ from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec, counted_groups
 from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._errors import UserError
+from jaxdp.training._mesh import mesh_of, sharded_sampler
 
-Sampler = sampling.PoissonSampling | sampling.FullBatch
+Sampler = sampling.PoissonSampling | sampling.FullBatch | sampling.ShardedPoissonSampling
 
 _CURVE_POINTS = 16
 
@@ -220,8 +221,10 @@ def _compose(config: Config, phases: Sequence[PhasePlan], steps: int) -> dp_acco
 def _sampler(config: Config, number: int, num_examples: int) -> Sampler:
     phase = config.phase[number - 1]
     name = f"phase.{number}"
+    mesh = mesh_of(config.mesh)
     if phase.batch_size == "full":
-        sampler: Sampler = sampling.FullBatch(num_examples)
+        whole = sampling.FullBatch(num_examples)
+        sampler: Sampler = whole if mesh is None else sharded_sampler(whole, mesh, phase, name)
     else:
         if phase.batch_size > num_examples:
             raise UserError(
@@ -231,6 +234,7 @@ def _sampler(config: Config, number: int, num_examples: int) -> Sampler:
         sampler = sampling.PoissonSampling.from_expected_batch_size(
             num_examples, phase.batch_size, phase.padded_batch_size
         )
+        sampler = sampler if mesh is None else sharded_sampler(sampler, mesh, phase, name)
     size = sampler.padded_batch_size
     if phase.microbatch_size is not None and phase.microbatch_size > size:
         raise UserError(

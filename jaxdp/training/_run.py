@@ -2,6 +2,7 @@
 
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jaxdp.training._loop import (
     save_first,
     template_state,
 )
+from jaxdp.training._mesh import make_layout, mesh_sizes
 from jaxdp.training._metrics import MetricsLog, read_metrics
 from jaxdp.training._phase_data import check_phases
 from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
@@ -74,6 +76,7 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
             write_text(run.statement_json, statement.to_json() + "\n")
             write_text(run.statement_text, statement.to_text())
             write_json(run.manifest, _manifest(run, dataset, classifier) | {"plan": read_json(run.plan)})
+            write_json(run.running, mesh_sizes(config.mesh))
             job = _job(run, plan, dataset, classifier, display, stop, after_step=0)
             key = sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed)
             state = initial_state(job, key)
@@ -81,12 +84,13 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
             return _finish(run, job, state, 0)
 
 
-def resume(run_dir: Path, display: Display) -> Path:
+def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]] = ()) -> Path:
     """Go on with a run that was stopped or killed, to the very parameters it would have reached without.
 
     Args:
       run_dir: the directory that `train` made.
       display: shows how it goes.
+      overrides: fields of `[mesh]`, to go on over other devices; the parameters are then those up to rounding.
 
     Returns:
       The run directory.
@@ -95,6 +99,9 @@ def resume(run_dir: Path, display: Display) -> Path:
       UserError: there is nothing to resume, or something changed that must not.
       Interrupted: stopped by Ctrl-C; the state is saved.
     """
+    wrong = next((name for name, _ in overrides if not name.startswith("mesh.")), None)
+    if wrong is not None:
+        raise UserError(f"resume takes no --{wrong}: that is for `jaxdp train`.")
     run = RunDirectory(run_dir)
     run.require()
     if run.result.exists():
@@ -103,7 +110,8 @@ def resume(run_dir: Path, display: Display) -> Path:
     if not run.manifest.exists():
         raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
     with StopRequest().listening() as stop, run.lock():
-        config = load_config(run.config)
+        config = load_config(run.config, overrides)
+        _check_mesh(run, config)
         manifest = read_json(run.manifest)
         dataset = load_dataset(config)
         classifier = load_classifier(config.model, model_directory(config), dataset.train.label_names)
@@ -118,22 +126,32 @@ def resume(run_dir: Path, display: Display) -> Path:
         job.seconds.update(meta["seconds"])
         _announce(plan, display)
         display.say(f"going on after step {step} of {job.total}.")
+        write_json(run.running, mesh_sizes(config.mesh))
         state = checkpoints.restore(step, meta, template_state(job, meta["phase"]))
         return _finish(run, job, state, meta["phase"])
 
 
 def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
     """Train to the end and write what the run is for."""
+    stopped = False
     try:
         state = run_phases(job, state, index)
+    except Interrupted:
+        stopped = True
+        raise
     finally:
         # Also when interrupted: what is being written must get onto the disk.
         job.checkpoints.close()
         job.log.close()
         job.display.close()
+        if stopped:
+            # No step was made after the last checkpoint, so none will be made again.
+            run.running.unlink(missing_ok=True)
     directory = job.classifier.directory
     models.save_pretrained(
-        job.classifier.build(job.classifier.params | state.params), run.model, tokenizer_dir=directory
+        job.classifier.build(job.classifier.params | job.layout.whole(state.params)),
+        run.model,
+        tokenizer_dir=directory,
     )
     last = [line for line in read_metrics(run.metrics) if "held_out_accuracy" in line][-1]
     write_json(
@@ -154,6 +172,27 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
         f"done: held-out accuracy {last['held_out_accuracy']:.4f}, epsilon {epsilon}; see {run.path / 'report.md'}."
     )
     return run.path
+
+
+def _check_mesh(run: RunDirectory, config: Config) -> None:
+    """Refuse another mesh where steps may be made again, or where it would be another release."""
+    if run.running.exists() and read_json(run.running) != mesh_sizes(config.mesh):
+        raise UserError(
+            f"{run.path} was killed on a mesh of {_words(read_json(run.running))}, and steps since its last checkpoint "
+            "would be made again with the same noise and another rounding: resume it with those sizes, stop it with "
+            "Ctrl-C, and resume it on another mesh then."
+        )
+    changed = mesh_sizes(config.mesh) != mesh_sizes(load_config(run.config).mesh)
+    padded = [phase.name for phase in config.phase if phase.padded_batch_size is not None]
+    if changed and padded:
+        raise UserError(
+            f"phase {padded[0]} has a padded_batch_size, of which each device has its part, so that another mesh is "
+            "another release: resume on the mesh of the run."
+        )
+
+
+def _words(sizes: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {size}" for name, size in sizes.items() if isinstance(size, int))
 
 
 def _public_times(job: Job) -> dict[str, float]:
@@ -184,6 +223,7 @@ def _job(
         log=MetricsLog(run.metrics, after_step),
         display=display,
         stop=stop,
+        layout=make_layout(plan.config.mesh, classifier.params),
     )
     return job
 

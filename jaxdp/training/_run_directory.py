@@ -41,6 +41,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.features = self.checkpoints / "features"
         self.manifest = self.checkpoints / "manifest.json"
+        self.running = self.checkpoints / "running.json"
 
     def create(self) -> None:
         """Make a new directory."""

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp import per_example_grad, sampling
+from jaxdp.per_example import Placement
 
 PyTree = Any
 Params = dict[str, Array]
@@ -53,6 +54,8 @@ def make_step(
     microbatch_size: int | None,
     dropout: bool = False,
     private_metrics_norm: float | None = None,
+    placement: Placement | None = None,
+    state_shardings: PyTree | None = None,
 ) -> StepFunction:
     r"""Sample a batch, privatise its gradients, update.
 
@@ -68,6 +71,8 @@ def make_step(
       dropout: whether examples carry a key, as a field `key`.
       private_metrics_norm: if given, the step also returns the drawn batch's size, its mean loss, and the share of its
         gradients longer than this norm. They are **private**: no noise is added.
+      placement: where batches and what is trained lie on a mesh; None on one device.
+      state_shardings: how the state lies on it, before and after.
 
     Returns:
       The compiled step.
@@ -77,27 +82,29 @@ def make_step(
     def step(state: TrainState, frozen: Params, data: PyTree) -> tuple[TrainState, dict[str, Array]]:
         traces.append(len(traces))
         streams = sampling.streams(state.key)
-        if isinstance(sampler, sampling.FullBatch):
+        if isinstance(sampler, sampling.FullBatch) and placement is None:
             # A gather of all rows would be a copy of the whole data set.
             indices, batch, mask = jnp.arange(sampler.num_examples), data, None
         else:
             drawn = sampler.sample(streams.sampling, state.step)
             indices, mask = drawn.indices, drawn.mask
-            batch = jax.tree.map(lambda rows: rows[indices], data)
+            here = lambda data, drawn: jax.tree.map(lambda rows: rows[drawn.indices], data)
+            batch = (here if placement is None else sampler.take)(data, drawn)
         if dropout:
             key = jax.random.fold_in(streams.dropout, state.step)
             batch = batch._replace(key=jax.vmap(lambda i: jax.random.fold_in(key, i))(indices))
         params = {path: state.params[path] for path in trained}
         fixed = frozen | {path: x for path, x in state.params.items() if path not in params}
         grads = per_example_grad(lambda p, example: loss(p, fixed, example))(
-            params, batch, mask=mask, microbatch_size=microbatch_size
+            params, batch, mask=mask, microbatch_size=microbatch_size, placement=placement
         )
         updates, opt_state = transformation.update(grads, state.opt_state, params)  # pyright: ignore
         updated = state.params | optax.apply_updates(params, updates)  # pyright: ignore
         private = {} if private_metrics_norm is None else _private(grads, mask, private_metrics_norm)
         return TrainState(updated, opt_state, state.key, state.step + 1), private
 
-    return StepFunction(jax.jit(step, donate_argnums=0), traces)
+    shardings = {} if state_shardings is None else {"out_shardings": (state_shardings, None)}
+    return StepFunction(jax.jit(step, donate_argnums=0, **shardings), traces)
 
 
 def _private(grads: Any, mask: Array | None, norm: float) -> dict[str, Array]:

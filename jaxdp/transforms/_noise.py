@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
-from jaxdp.per_example._placement import check_partitionable
+from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 
@@ -141,13 +141,3 @@ def _standard_normals(
 def _draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
     normals = jax.random.normal(key, shape, dtype)
     return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)
-
-
-def check_generator(key: PRNGKeyArray) -> None:
-    """Refuse random numbers that are another sequence, or the same one on each device, when they are cut."""
-    check_partitionable()
-    if str(jax.random.key_impl(key)) != "threefry2x32":
-        raise ValueError(
-            f"the key's generator is {jax.random.key_impl(key)}, whose numbers depend on how they are cut over devices: "
-            "use jaxdp.sampling.key_from_entropy()."
-        )

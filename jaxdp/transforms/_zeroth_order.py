@@ -118,7 +118,9 @@ def zeroth_order(
         def drawn(number: Array) -> PyTree:
             direction = _direction(updates.params, jax.random.fold_in(step_key, number))
             shardings = updates.sum_shardings(direction)
-            return direction if shardings is None else jax.tree.map(jax.lax.with_sharding_constraint, direction, shardings)
+            return (
+                direction if shardings is None else jax.tree.map(jax.lax.with_sharding_constraint, direction, shardings)
+            )
 
         def slope(number: Array) -> Array:
             direction = drawn(number)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 _SHARDING: contextvars.ContextVar[NamedSharding | None] = contextvars.ContextVar("batch_sharding", default=None)
 
@@ -28,9 +28,31 @@ def num_shards(sharding: NamedSharding | None) -> int:
     """In how many parts the leading axis is cut."""
     if sharding is None or not len(sharding.spec):
         return 1
-    first = sharding.spec[0]
-    names = () if first is None else (first,) if isinstance(first, str) else tuple(first)
-    return math.prod(sharding.mesh.shape[name] for name in names)
+    return math.prod(sharding.mesh.shape[name] for name in axis_names(sharding.spec[0]))
+
+
+def axis_names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes that one array axis is cut along."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def check_partitionable() -> None:
+    """Refuse random numbers that depend on how they are cut."""
+    if not jax.config.jax_threefry_partitionable:
+        raise ValueError(
+            "jax_threefry_partitionable is off, so that noise would depend on the mesh and be drawn whole on every "
+            'device: call jax.config.update("jax_threefry_partitionable", True).'
+        )
+
+
+def check_generator(key: PRNGKeyArray) -> None:
+    """Refuse random numbers that are another sequence, or the same one on each device, when they are cut."""
+    check_partitionable()
+    if str(jax.random.key_impl(key)) != "threefry2x32":
+        raise ValueError(
+            f"the key's generator is {jax.random.key_impl(key)}, whose numbers depend on how they are cut over "
+            "devices: use jaxdp.sampling.key_from_entropy()."
+        )
 
 
 def shards_of(size: int) -> int:
