@@ -30,13 +30,21 @@ _ConfigFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFI
 _RunFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 
 
+_Address = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")]
 _Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")]
 _Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
 _Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 
 
-def train(config: _ConfigFile, run_dir: _Folder = None, seed: _Count = None) -> Work:
+def train(
+    config: _ConfigFile,
+    run_dir: _Folder = None,
+    seed: _Count = None,
+    coordinator: _Address = None,
+    processes: _Count = None,
+    process: _Count = None,
+) -> Work:
     """Train what a configuration file describes.
 
     Args:
@@ -44,19 +52,26 @@ def train(config: _ConfigFile, run_dir: _Folder = None, seed: _Count = None) -> 
       run_dir: a new directory for everything that the run writes; runs/NAME-DATE-TIME if not given.
       seed: for reproducible experiments only, as whoever knows it can take the noise off; without it the randomness
         comes from the operating system.
+      coordinator: of a run of several processes, each started with this command: host and port of process 0, or "auto"
+        on a cluster that says so.
+      processes: how many there are.
+      process: which one this is, from 0; the first one writes and prints.
     """
 
     def work(overrides: Overrides) -> None:
         from jaxdp import training
 
+        training.join_processes(coordinator, processes, process)
         loaded = training.load_config(config, overrides)
+        if run_dir is None and coordinator is not None:
+            _fail("several processes need one directory: give --run-dir, the same for all.")
         directory = training.default_run_dir(config) if run_dir is None else run_dir
         _attended(directory, lambda display: training.train(loaded, directory, display, seed))
 
     return work
 
 
-def resume(run: _RunFolder) -> Work:
+def resume(run: _RunFolder, coordinator: _Address = None, processes: _Count = None, process: _Count = None) -> Work:
     """Go on with a run that was stopped (Ctrl-C) or killed.
 
     It ends with exactly the model that it would have had without the stop: all randomness is a function of the saved
@@ -69,11 +84,15 @@ def resume(run: _RunFolder) -> Work:
 
     Args:
       run: the run's directory.
+      coordinator: of a run of several processes, as for `jaxdp train`.
+      processes: how many there are.
+      process: which one this is, from 0.
     """
 
     def work(overrides: Overrides) -> None:
         from jaxdp import training
 
+        training.join_processes(coordinator, processes, process)
         _attended(run, lambda display: training.resume(run, display, overrides))
 
     return work
@@ -244,14 +263,15 @@ def _attended(directory: Path, work: Callable[[Any], Any]) -> None:
     """Run with a display; after Ctrl-C say how to go on."""
     from jaxdp import training
 
-    display = training.make_display()
+    display = training.make_display() if training.is_first() else training.Silent()
     try:
         work(display)
     except (training.Interrupted, KeyboardInterrupt):
         display.close()
         saved = training.RunDirectory(directory).manifest.exists()
         say = f"go on with: jaxdp resume {directory}" if saved else "nothing was saved yet."
-        print(f"\nstopped; {say}", file=sys.stderr)
+        if training.is_first():
+            print(f"\nstopped; {say}", file=sys.stderr)
         sys.exit(130)
     finally:
         display.close()

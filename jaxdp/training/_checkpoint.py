@@ -11,6 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding
 
+from jaxdp.training._processes import wait_for_all
+
 PyTree = Any
 
 
@@ -26,9 +28,11 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep: int = 2):
-        directory.mkdir(parents=True, exist_ok=True)
-        os.chmod(directory, 0o700)
-        _remove_torn(directory)
+        if jax.process_index() == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            os.chmod(directory, 0o700)
+            _remove_torn(directory)
+        wait_for_all("checkpoints")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
         self._saved = self._manager.latest_step()

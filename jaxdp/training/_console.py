@@ -81,6 +81,28 @@ class Lines:
         """Nothing to do."""
 
 
+class Silent:
+    """For processes that do not print."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def begin(self, phase: str, first: int, done: int, last: int) -> None:
+        """Nothing."""
+
+    def step(self, done: int, phase: str, epsilon: float) -> None:
+        """Nothing."""
+
+    def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Bar:
     """A rich progress bar."""
 

@@ -23,6 +23,7 @@ from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
 from jaxdp.training._phase_data import PhaseData, make_evaluation, make_phase_data
 from jaxdp.training._plan import Plan, evaluation_steps
+from jaxdp.training._processes import agree
 from jaxdp.training._spectrum import denoising_metrics
 from jaxdp.training._step import StepFunction, TrainState, make_step
 
@@ -184,6 +185,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
         # Read once: a request between two reads would skip the save and still stop.
         stopping = job.stop.requested and done < job.total
         due = time.monotonic() - saved_at >= config.log.checkpoint_seconds
+        stopping, due = agree(stopping, due)
         if stopping or due or done == phase.last_step:
             job.checkpoints.save(done, state, _meta(job, index), wait=stopping)
             saved_at = time.monotonic()

@@ -30,6 +30,7 @@ from jaxdp.training._mesh import make_layout, mesh_sizes
 from jaxdp.training._metrics import MetricsLog, read_metrics
 from jaxdp.training._phase_data import check_phases
 from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
+from jaxdp.training._processes import check_processes, is_first, of_the_first, run_directory
 from jaxdp.training._report import write_report
 from jaxdp.training._run_directory import (
     RunDirectory,
@@ -58,7 +59,8 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
       UserError: something in the configuration does not fit, named.
       Interrupted: stopped by Ctrl-C; the state is saved.
     """
-    run = RunDirectory(run_dir)
+    check_processes(config)
+    run = run_directory(run_dir, resumed=False)
     if seed is not None and not 0 <= seed < 1 << 64:
         raise UserError("--seed must be a whole number from 0 to 2^64 - 1: give another one, or none.")
     with StopRequest().listening() as stop:
@@ -78,7 +80,7 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
             write_json(run.manifest, _manifest(run, dataset, classifier) | {"plan": read_json(run.plan)})
             write_json(run.running, mesh_sizes(config.mesh))
             job = _job(run, plan, dataset, classifier, display, stop, after_step=0)
-            key = sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed)
+            key = of_the_first(sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed))
             state = initial_state(job, key)
             save_first(job, state)
             return _finish(run, job, state, 0)
@@ -102,7 +104,7 @@ def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]]
     wrong = next((name for name, _ in overrides if not name.startswith("mesh.")), None)
     if wrong is not None:
         raise UserError(f"resume takes no --{wrong}: that is for `jaxdp train`.")
-    run = RunDirectory(run_dir)
+    run = run_directory(run_dir, resumed=True)
     run.require()
     if run.result.exists():
         display.say(f"{run.path} is complete: see {run.path / 'report.md'}.")
@@ -111,13 +113,14 @@ def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]]
         raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
     with StopRequest().listening() as stop, run.lock():
         config = load_config(run.config, overrides)
-        _check_mesh(run, config)
+        check_processes(config)
+        check_mesh(run, config)
         manifest = read_json(run.manifest)
         dataset = load_dataset(config)
         classifier = load_classifier(config.model, model_directory(config), dataset.train.label_names)
         check_unchanged(run, manifest, _manifest(run, dataset, classifier))
         plan = plan_from_saved(config, len(dataset.train), manifest["plan"])
-        checkpoints = Checkpoints(run.checkpoints)
+        checkpoints = Checkpoints(run.saved)
         latest = checkpoints.latest()
         if latest is None:
             raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
@@ -147,9 +150,11 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
         if stopped:
             # No step was made after the last checkpoint, so none will be made again.
             run.running.unlink(missing_ok=True)
-    directory = job.classifier.directory
+    directory, trained = job.classifier.directory, job.layout.whole(state.params)
+    if not is_first():
+        return run.path
     models.save_pretrained(
-        job.classifier.build(job.classifier.params | job.layout.whole(state.params)),
+        job.classifier.build(job.classifier.params | trained),
         run.model,
         tokenizer_dir=directory,
     )
@@ -174,7 +179,7 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
     return run.path
 
 
-def _check_mesh(run: RunDirectory, config: Config) -> None:
+def check_mesh(run: RunDirectory, config: Config) -> None:
     """Refuse another mesh where steps may be made again, or where it would be another release."""
     if run.running.exists() and read_json(run.running) != mesh_sizes(config.mesh):
         raise UserError(
@@ -219,7 +224,7 @@ def _job(
         dataset=dataset,
         classifier=classifier,
         features=run.features if cache is None else Path(cache).expanduser(),
-        checkpoints=Checkpoints(run.checkpoints) if checkpoints is None else checkpoints,
+        checkpoints=Checkpoints(run.saved) if checkpoints is None else checkpoints,
         log=MetricsLog(run.metrics, after_step),
         display=display,
         stop=stop,

@@ -27,9 +27,10 @@ class RunDirectory:
 
     Args:
       path: the directory.
+      saved: where the states are saved, if not in it.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, saved: Path | None = None):
         self.path = path
         self.config = path / "config.toml"
         self.statement_json = path / "statement.json"
@@ -39,6 +40,7 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"
+        self.saved = self.checkpoints if saved is None else saved
         self.features = self.checkpoints / "features"
         self.manifest = self.checkpoints / "manifest.json"
         self.running = self.checkpoints / "running.json"

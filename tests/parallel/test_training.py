@@ -1,51 +1,45 @@
-"""`jaxdp train` on a mesh: the model of one device, checkpoints that go on on another mesh."""
+"""`[mesh]` in configurations: what is refused."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jaxdp.training import load_config, resume, train
-from jaxdp.training._loop import Interrupted
-
-from ..training.conftest import compile_each_program_once, table, tiny_model  # noqa: F401
-from ..training.small import Quiet, two_phases
-
-SEED = 99
+from jaxdp.training import RunDirectory, UserError, load_config, make_plan
+from jaxdp.training._mesh import mesh_sizes
+from jaxdp.training._run import check_mesh
+from jaxdp.training._run_directory import write_json
 
 
-def shortened(text: str) -> str:
-    return text.replace("steps = 12\n", "steps = 3\n").replace("steps = 18\n", "steps = 4\n")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("mesh.tensor", "2")], "mesh.tensor is 2 with 0 patterns in mesh.columns and mesh.rows"),
+        ([("mesh.columns", '["a"]')], "mesh.tensor is 1 with 1 patterns"),
+        ([("mesh.data", "all")], 'mesh.data is "all"'),
+        ([("mesh.fsdp", "0")], "mesh.fsdp is 0: it must be greater than or equal to 1"),
+        ([("mesh.data", "16")], "needs 16 devices where there are 8"),
+        ([("mesh.data", "3"), ("phase.2.microbatch_size", "64")], "phase.2.microbatch_size is 64 .* multiple of 3"),
+        (
+            [("mesh.data", "8"), ("phase.2.padded_batch_size", "300")],
+            "phase.2.padded_batch_size is 300 .* multiple of 8",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(config: Path, overrides: list[tuple[str, str]], message: str):
+    with pytest.raises(UserError, match=message):
+        make_plan(load_config(config, [*overrides, ("privacy.enabled", "false"), ("privacy.epsilon", "1.0")]), 901)
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, table: Path, tiny_model: Path) -> Path:  # noqa: F811
-    path = tmp_path_factory.mktemp("config") / "small.toml"
-    path.write_text(shortened(two_phases(table, tiny_model)).replace("evaluations = 9", "evaluations = 1"))
-    return path
-
-
-def parameters(run: Path) -> dict[str, np.ndarray]:
-    return load_file(run / "model" / "model.safetensors")
-
-
-def stopping_at(step: int) -> Quiet:
-    import os
-    import signal
-
-    return Quiet(lambda done: os.kill(os.getpid(), signal.SIGINT) if done == step else None)
-
-
-def test_a_run_on_a_mesh_stopped_and_resumed_on_another_is_that_of_one_device(config: Path, tmp_path: Path):
-    alone = train(load_config(config), tmp_path / "alone", Quiet(), SEED)
-    eight = load_config(config, [("mesh.data", "4"), ("mesh.fsdp", "2")])
-    with pytest.raises(Interrupted):
-        train(eight, tmp_path / "cut", stopping_at(5), SEED)
-    display = Quiet()
-    resume(tmp_path / "cut", display, [("mesh.data", "1"), ("mesh.fsdp", "4")])
-    assert display.steps == [6, 7]
-    found, expected = parameters(tmp_path / "cut"), parameters(alone)
-    assert found.keys() == expected.keys()
-    for name, x in expected.items():
-        np.testing.assert_allclose(found[name], x, rtol=1e-4, atol=2e-6, err_msg=name)
+def test_steps_are_not_made_again_with_another_rounding(config: Path, tmp_path: Path):
+    run = RunDirectory(tmp_path / "killed")
+    run.create()
+    run.config.write_text(config.read_text())
+    write_json(run.running, mesh_sizes(load_config(config).mesh))
+    check_mesh(run, load_config(run.config))
+    with pytest.raises(UserError, match="was killed on a mesh of data = 1, fsdp = 1, tensor = 1"):
+        check_mesh(run, load_config(run.config, [("mesh.data", "2")]))
+    run.running.unlink()
+    check_mesh(run, load_config(run.config, [("mesh.data", "2")]))
+    with pytest.raises(UserError, match="phase top has a padded_batch_size"):
+        padded = [("mesh.data", "2"), ("phase.top.padded_batch_size", "300")]
+        check_mesh(run, load_config(run.config, padded))
