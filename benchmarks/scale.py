@@ -32,8 +32,8 @@ Part = Literal["weak", "fits", "plan"]
 class Settings:
     """Compile training steps for several devices and for growing sizes, without running any.
 
-    Prints tables and writes scale.json and scale.png. Ctrl-C (or kill) ends it and writes what there is; parts that
-    are left out keep what scale.json has of them.
+    Prints tables and writes scale.json and scale.png. Ctrl-C (or kill) ends it and writes what there is. What
+    scale.json has already, with the same settings, is kept beside what is compiled anew: a study can be made in pieces.
     """
 
     parts: tuple[Part, ...] = ("weak", "fits", "plan")
@@ -49,6 +49,8 @@ class Settings:
     """Steps of the part weak, by name."""
     fit_steps: tuple[str, ...] = fits.STEPS
     """Steps of the part fits, by name."""
+    fit_axes: tuple[Literal["batch", "seq"], ...] = ("batch", "seq")
+    """What grows in the part fits."""
     memory_gib: float = 4.0
     """What parameters, optimiser state, batch and temporaries may take together in the part fits."""
     fineness: int = 16
@@ -79,8 +81,11 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
     if path.exists():
         results |= json.loads(path.read_text(encoding="utf-8"))
     results |= {"complete": False, "machine": machine.facts("float32")}
-    results["settings"] = results.get("settings", {}) | {part: _facts(settings, part) for part in settings.parts}
-    results |= {part: None if part == "plan" else [] for part in settings.parts}
+    known = results.get("settings", {})
+    for part in settings.parts:
+        if known.get(part) != _facts(settings, part):
+            results[part] = None if part == "plan" else []
+    results["settings"] = known | {part: _facts(settings, part) for part in settings.parts}
     # A run in the background is ended by `kill`, and shells make it deaf to Ctrl-C's signal.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -92,7 +97,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
             _collect(results, "weak", rows, settings.output)
         if "fits" in settings.parts:
             budget = int(settings.memory_gib * 2**30) if settings.scale == "full" else 2**20
-            rows = fits.what_fits(settings.scale, settings.fit_steps, budget, settings.fineness, say)
+            rows = fits.what_fits(settings.scale, settings.fit_axes, settings.fit_steps, budget, settings.fineness, say)
             _collect(results, "fits", rows, settings.output)
         results["complete"] = True
     except KeyboardInterrupt:
@@ -105,7 +110,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
 
 def _facts(settings: Settings, part: Part) -> dict[str, Any]:
     names = {
-        "weak": ("scale", "devices", "batch_per_device", "seq"),
+        "weak": ("scale", "batch_per_device", "seq"),
         "fits": ("scale", "memory_gib", "fineness"),
         "plan": ("scale",),
     }
@@ -113,8 +118,9 @@ def _facts(settings: Settings, part: Part) -> dict[str, Any]:
 
 
 def _collect(results: dict[str, Any], part: Part, rows: Any, directory: Path) -> None:
+    identity = lambda row: [row.get(name) for name in ("key", "layout", "devices", "axis")]
     for row in rows:
-        results[part].append(row)
+        results[part] = [*(old for old in results[part] if identity(old) != identity(row)), row]
         write_json(results, directory)
 
 
@@ -145,7 +151,10 @@ def sections(results: dict[str, Any]) -> dict[str, list[tuple[str, list[str], li
         plan = results["plan"]
         line = f"{plan['title']} on {plan['cluster']['devices']} devices, {plan['tokens']:,} tokens in a step."
         memory, work = report.plan_tables(plan)
-        found["plan"] = [(line + shrunk("plan"), *memory), ("Operations and bytes sent are those of one device.", *work)]
+        found["plan"] = [
+            (line + shrunk("plan"), *memory),
+            ("Operations and bytes sent are those of one device.", *work),
+        ]
     return found
 
 

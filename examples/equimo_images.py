@@ -55,7 +55,9 @@ def fashion(directory: Path, part: str) -> dict[str, np.ndarray]:
             for kind in ("images-idx3", "labels-idx1")
         )
     except FileNotFoundError as error:
-        raise SystemExit(f"{error.filename} is missing: apt-get install dataset-fashion-mnist, or --directory.") from None
+        raise SystemExit(
+            f"{error.filename} is missing: apt-get install dataset-fashion-mnist, or --directory."
+        ) from None
     pixels = images[16:].reshape(-1, 1, 28, 28).astype(np.float32)
     return {"image": pixels / 127.5 - 1.0, "label": labels[8:].astype(np.int32)}
 

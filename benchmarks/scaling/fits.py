@@ -41,10 +41,10 @@ def axes(scale: Scale) -> tuple[Axis, Axis]:
     """The decoder's batch size at a fixed length, and the length of its layers at a fixed batch size."""
     tiny = scale == "tiny"
     seq = 8 if tiny else 256
-    batch = Axis("batch", "examples", lambda n: workloads.build("w3", scale, batch_size=n, seq=seq), 2, 2**14)
+    batch = Axis("batch", "examples", lambda n: workloads.build("w3", scale, batch_size=n, seq=seq), 32, 2**14)
     if tiny:
         long = lambda n: long_blocks(n, width=16, heads=2, piece=8)
-        return dataclasses.replace(batch, limit=16), Axis("seq", "tokens", long, 16, 64, grain=8)
+        return dataclasses.replace(batch, start=2, limit=16), Axis("seq", "tokens", long, 16, 64, grain=8)
     return batch, Axis("seq", "tokens", long_blocks, 1024, 2**20, grain=128)
 
 
@@ -103,10 +103,10 @@ def _crossing(known: dict[int, int], budget: int, low: int, high: int | None) ->
 
 
 def what_fits(
-    scale: Scale, keys: tuple[str, ...], budget: int, fineness: int, say: Callable[[str], None]
+    scale: Scale, names: tuple[str, ...], keys: tuple[str, ...], budget: int, fineness: int, say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
     """One row for each axis and step: the largest size, and every size that was compiled."""
-    for axis in axes(scale):
+    for axis in (axis for axis in axes(scale) if axis.name in names):
         for key in keys:
             row: dict[str, Any] = {"axis": axis.name, "key": key, "title": axis.workload(axis.start).title}
             tried: dict[int, dict[str, int]] = {}

@@ -17,6 +17,7 @@ _COLOURS = {
     "plain": "#777777",
     "tapped": "#aaaaaa",
     "ghost": "#1f5fa8",
+    "ghost-unplaced": "#8fb3d9",
     "fused": "#7a3fa0",
     "bookkeeping": "#2a8f5b",
     "randomised": "#c98a1b",
@@ -35,7 +36,7 @@ def weak_tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[l
         head = ["step", "devices", *(f"{kind}, MiB" for kind in kinds), "sent, MiB", "of non-private"]
         head += ["GFLOP", "of one device", "memory, MiB"]
         body = []
-        for row in sorted(found, key=lambda row: list(LABELS).index(row["key"])):
+        for row in sorted(found, key=lambda row: (list(LABELS).index(row["key"]), row["devices"])):
             if "note" in row:
                 body.append([LABELS[row["key"]], str(row["devices"]), row["note"], *[""] * (len(head) - 3)])
                 continue
@@ -62,7 +63,7 @@ def weak_tables(rows: list[dict[str, Any]]) -> list[tuple[str, list[str], list[l
 def fit_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """The largest batch and the longest sequence, also as multiples of the better non-private step."""
     base = {
-        axis: max((row.get("largest", 0) for row in rows if row["axis"] == axis and row["key"] in ("plain", "tapped")))
+        axis: max(row.get("largest", 0) for row in rows if row["axis"] == axis and row["key"] in ("plain", "tapped"))
         for axis in dict.fromkeys(row["axis"] for row in rows)
     }
     head = ["step"]
@@ -134,7 +135,9 @@ def plot(results: dict[str, Any], path: Path) -> bool:
         _lines(next(places), mine, lambda row: row["flops"] / 1e9, f"{layout}: GFLOP of a device")
     for axis in dict.fromkeys(row["axis"] for row in fits):
         axes, mine = next(places), [row for row in fits if row["axis"] == axis][::-1]
-        axes.barh([LABELS[r["key"]] for r in mine], [r["largest"] for r in mine], color=[_COLOURS[r["key"]] for r in mine])
+        axes.barh(
+            [LABELS[r["key"]] for r in mine], [r["largest"] for r in mine], color=[_COLOURS[r["key"]] for r in mine]
+        )
         axes.tick_params(axis="y", labelsize=7)
         axes.set_title({"batch": "largest batch", "seq": "longest sequence"}[axis], fontsize=10)
     for axes in places:

@@ -1,17 +1,18 @@
 """Training steps that are compared: without privacy, and private by each method."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import jaxdp
 from benchmarks import comparators
 from benchmarks.variants import Absent, Privacy, Variant, baselines, optimizer
 from benchmarks.workloads import Workload
+from jaxdp.per_example import Placement
 
 PyTree = Any
 
@@ -20,6 +21,7 @@ LABELS = {
     "plain": "non-private: jax.grad",
     "tapped": "non-private: tapped, weights 1",
     "ghost": "ghost/all",
+    "ghost-unplaced": "ghost/all, placement not said",
     "fused": "fused/layer",
     "bookkeeping": "bookkeeping/all",
     "randomised": f"ghost/all, Hutchinson({PROBES})",
@@ -45,8 +47,8 @@ class Step:
     run: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
 
 
-def build(key: str, workload: Workload) -> Step | Absent:
-    """A step by name, with Adam."""
+def build(key: str, workload: Workload, placement: Placement | None = None) -> Step | Absent:
+    """A step by name, with Adam; `placement` says to jaxdp how batch and parameters are cut over devices."""
     size, loss = workload.batch_size, workload.loss
     if key in ("plain", "tapped"):
         return _then_adam(next(v for v in baselines(workload, Privacy()) if v.key == key))
@@ -66,11 +68,12 @@ def build(key: str, workload: Workload) -> Step | Absent:
         ),
         optimizer(),
     )
-    lazy: Any = jaxdp.per_example_grad(loss, method="auto" if key == "grape" else method)  # pyright: ignore[reportArgumentType]
+    per_example: Any = jaxdp.per_example_grad(loss, method="auto" if key == "grape" else method)  # pyright: ignore[reportArgumentType]
+    lazy = functools.partial(per_example, placement=None if key == "ghost-unplaced" else placement)
     if key == "grape":
         shapes = jax.eval_shape(workload.make_params), jax.eval_shape(workload.make_batch)
         chain = jaxdp.transforms.grape(
-            chain, rank=RANK, refresh_every=100, key=jax.random.key(7), matrices=lazy(*shapes).matrices()
+            chain, rank=RANK, refresh_every=100, key=jax.random.key(7), matrices=per_example(*shapes).matrices()
         )
 
     def run(params: PyTree, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
@@ -103,4 +106,3 @@ def shapes_of(step: Step, workload: Workload) -> tuple[PyTree, PyTree, PyTree]:
     """Abstract parameters, state and batch."""
     params = jax.eval_shape(workload.make_params)
     return params, jax.eval_shape(step.init, params), jax.eval_shape(workload.make_batch)
-

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ("plain", "ghost", "fused", "randomised", "grape")
+STEPS = ("plain", "ghost", "fused", "randomised", "grape", "ghost-unplaced")
 LAYOUTS = ("data", "fsdp")
 
 

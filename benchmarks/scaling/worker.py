@@ -18,6 +18,7 @@ from benchmarks.scaling import steps
 from benchmarks.scaling.collectives import collectives, listed, summary
 from benchmarks.scaling.hlo import Program
 from benchmarks.variants import Absent
+from jaxdp.per_example import Placement
 
 PyTree = Any
 
@@ -41,27 +42,33 @@ def shardings(tree: PyTree, mesh: Mesh, layout: str) -> PyTree:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def compile_sharded(step: steps.Step, workload: workloads.Workload, layout: str) -> Any:
-    """The step as one program of all devices: the batch is shared out, parameters and state as the layout says."""
+def compile_sharded(key: str, workload: workloads.Workload, layout: str) -> Any:
+    """The step as one program of all devices: the batch is shared out, parameters and state as the layout says.
+
+    What the process lacks for the step is returned as an `Absent`.
+    """
     mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    params, state, batch = steps.shapes_of(step, workload)
-    held = shardings(params, mesh, layout), shardings(state, mesh, layout)
-    rows = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(AXIS)), batch)
-    program = jax.jit(step.run, in_shardings=(*held, rows), out_shardings=held, donate_argnums=(0, 1))
-    return program.lower(params, state, batch).compile()
+    rows = NamedSharding(mesh, PartitionSpec(AXIS))
+    params = shardings(jax.eval_shape(workload.make_params), mesh, layout)
+    step = steps.build(key, workload, Placement(rows, params))
+    if isinstance(step, Absent):
+        return step
+    arguments = steps.shapes_of(step, workload)
+    held = params, shardings(arguments[1], mesh, layout)
+    batch = jax.tree.map(lambda _: rows, arguments[2])
+    program = jax.jit(step.run, in_shardings=(*held, batch), out_shardings=held, donate_argnums=(0, 1))
+    return program.lower(*arguments).compile()
 
 
 def measure(key: str, layout: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Memory and collectives of one step."""
+    """Memory, collectives and operations of one step."""
     devices = jax.device_count()
-    size = job["batch_per_device"] * devices
-    workload = workloads.build("w3", job["scale"], batch_size=size, seq=job["seq"])
+    workload = workloads.build("w3", job["scale"], batch_size=job["batch_per_device"] * devices, seq=job["seq"])
     row: dict[str, Any] = {"key": key, "layout": layout, "devices": devices}
-    step = steps.build(key, workload)
-    if isinstance(step, Absent):
-        return row | {"note": step.note}
     start = time.perf_counter()
-    compiled = compile_sharded(step, workload, layout)
+    compiled = compile_sharded(key, workload, layout)
+    if isinstance(compiled, Absent):
+        return row | {"note": compiled.note}
     program = Program(compiled.as_text())
     found = collectives(program, devices)
     return row | {
