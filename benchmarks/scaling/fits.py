@@ -119,7 +119,7 @@ def what_fits(
 
             try:
                 row["largest"] = largest(needs, budget, axis.start, axis.limit, axis.grain, fineness)
-                row["limited"] = row["largest"] * 2 > axis.limit
+                row["limited"] = row["largest"] >= axis.limit
             except Exception as error:
                 # A step that is not installed or cannot be compiled must not take the others with it.
                 row["note"] = str(error) if isinstance(error, _AbsentError) else first_line(error)
