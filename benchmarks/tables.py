@@ -113,13 +113,18 @@ def markdown(workload: dict[str, Any], machine: dict[str, Any], settings: dict[s
 
 
 def fill_document(path: Path, results: dict[str, Any], pictures: Sequence[tuple[str, str]]) -> list[str]:
-    """Replace what stands between the marks of each workload (and picture); returns the names that were filled.
+    """Put each workload's table (and each picture) into its place; returns the names that were filled."""
+    fills = {w["name"]: markdown(w, results["machine"], results["settings"]) for w in results["workloads"]}
+    fills.update({name: f"![{name.replace('_', ' ')}]({file})" for name, file in pictures})
+    return fill_places(path, fills)
+
+
+def fill_places(path: Path, fills: dict[str, str]) -> list[str]:
+    """Replace what stands between the marks of each name; returns the names that were filled.
 
     A mark is a pair of comments: `<!-- results NAME -->` and `<!-- end NAME -->`.
     """
     text = path.read_text(encoding="utf-8")
-    fills = {w["name"]: markdown(w, results["machine"], results["settings"]) for w in results["workloads"]}
-    fills.update({name: f"![{name.replace('_', ' ')}]({file})" for name, file in pictures})
     filled = []
     for name, content in fills.items():
         mark = re.compile(rf"(<!-- results {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL)

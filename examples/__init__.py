@@ -1,0 +1,1 @@
+"""jaxdp on models of other packages, which are used as they are."""
