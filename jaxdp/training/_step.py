@@ -103,7 +103,7 @@ def make_step(
         private = {} if private_metrics_norm is None else _private(grads, mask, private_metrics_norm)
         return TrainState(updated, opt_state, state.key, state.step + 1), private
 
-    shardings = {} if state_shardings is None else {"out_shardings": (state_shardings, None)}
+    shardings: dict[str, Any] = {} if state_shardings is None else {"out_shardings": (state_shardings, None)}
     return StepFunction(jax.jit(step, donate_argnums=0, **shardings), traces)
 
 

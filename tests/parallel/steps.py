@@ -11,7 +11,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 import jaxdp
-from jaxdp import parallel, sampling, transforms
+from jaxdp import norms, parallel, sampling, transforms
 
 N, T, D, H, V, CLASSES = 96, 12, 16, 32, 24, 4
 RATE, MICROBATCH, STEPS = 0.25, 16, 2
@@ -50,7 +50,7 @@ def loss(params: Any, example: Any) -> jax.Array:
 
 def chain(name: str, batch: Any) -> Any:
     key = jax.random.key(11)
-    estimated = {"groups": "layer", "norm": jaxdp.norms.Hutchinson(8)}
+    estimated = {"groups": "layer", "norm": norms.Hutchinson(8)}
     given: dict[str, Any] = estimated if name == "estimated" else {}
     private = transforms.dpsgd(max_norm=0.5, noise_multiplier=0.7, expected_batch_size=RATE * N, key=key, **given)
     if name == "grape":
@@ -94,7 +94,7 @@ class OnMesh:
     """Everything of one step on a mesh."""
 
     def __init__(self, name: str, data: int, fsdp: int, tensor: int, method: Any = "auto"):
-        mesh = parallel.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
+        self.mesh = mesh = parallel.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
         rules = parallel.ShardingRules(mesh, TENSOR_RULES if tensor > 1 else {})
         params = make_params()
         self.name, self.shardings = name, rules(params)
@@ -118,6 +118,6 @@ class OnMesh:
     def run(self) -> Any:
         params, state = self.params, self.state
         for number in range(STEPS):
-            placed = parallel.place(jnp.int32(number), parallel.replicated(self.sampler.sharding.mesh))
+            placed = parallel.place(jnp.int32(number), parallel.replicated(self.mesh))
             params, state = self.compiled(params, state, placed, self.data)
         return params

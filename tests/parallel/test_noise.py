@@ -22,7 +22,8 @@ SPECS = {"a": P("fsdp", "tensor"), "b": P("tensor"), "c": P("fsdp", "tensor"), "
 def noisy(key: jax.Array, shardings: Any) -> Any:
     tx = transforms.add_gaussian_noise(1.5, key)
     tree = {name: jnp.zeros((8,) if name == "d" else SHAPE) for name in SPECS}
-    return tx.update(ClippedSum(tree, 1.0, shardings=shardings), tx.init(tree))[0]
+    clipped: Any = ClippedSum(tree, 1.0, shardings=shardings)
+    return tx.update(clipped, tx.init(tree))[0]
 
 
 @pytest.mark.quick
@@ -38,7 +39,7 @@ def test_every_device_draws_its_part_of_one_stream(key: jax.Array):
     shards = {str(shard.index): np.asarray(shard.data) for shard in found["a"].addressable_shards}
     assert len({x.tobytes() for x in shards.values()}) == 8
     # The random bits of no leaf that is cut are on one device, and nothing is sent.
-    largest = max(array_bytes(" ".join(line for line in compiled.as_text().splitlines() if "u32[" in line)))
+    largest = max(array_bytes(" ".join(line for line in str(compiled.as_text()).splitlines() if "u32[" in line)))
     assert largest <= 2 * 4 * SHAPE[0] * SHAPE[1] // 2
     assert exchanged(compiled) == 0
 

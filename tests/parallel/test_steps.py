@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdp
+from jaxdp import norms
 from jaxdp.per_example import _batching
 
 from . import steps
@@ -42,7 +43,7 @@ def test_parameters_are_those_of_one_device(name: str, axes: tuple[int, ...], me
 
 def test_estimated_norms_are_estimated():
     data = jax.tree.map(jnp.asarray, steps.examples(np.arange(4)))
-    plan = jaxdp.explain(steps.loss, steps.make_params(), data, norm=jaxdp.norms.Hutchinson(8))
+    plan = jaxdp.explain(steps.loss, steps.make_params(), data, norm=norms.Hutchinson(8))
     assert sum(row.rule == "Hutchinson" for row in plan.rows) == 4
 
 
