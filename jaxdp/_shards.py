@@ -38,7 +38,7 @@ def axis_names(entry: Any) -> tuple[str, ...]:
 
 def check_partitionable() -> None:
     """Refuse random numbers that depend on how they are cut."""
-    if not jax.config.jax_threefry_partitionable:
+    if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
             "jax_threefry_partitionable is off, so that noise would depend on the mesh and be drawn whole on every "
             'device: call jax.config.update("jax_threefry_partitionable", True).'

@@ -77,7 +77,7 @@ class Contracted(Use):
     ) -> Float[Array, ""]:
         """From the factors, without the outer product where that is cheaper."""
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
-        if self.choice.estimator(*a.shape, g.shape[2]) is None:
+        if self.choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2]) is None:
             a, g = _by_part(a, g, self.parts)
         return factored_squared_norm(wide(a), wide(g), self.choice, key)
 

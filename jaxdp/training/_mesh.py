@@ -125,7 +125,8 @@ def make_layout(config: MeshConfig, params: dict[str, Any]) -> Layout:
     mesh = mesh_of(config)
     if mesh is None:
         return Layout()
-    rules = parallel.ShardingRules(mesh, dict.fromkeys(config.columns, "last") | dict.fromkeys(config.rows, "first"))
+    given: dict[str, Any] = dict.fromkeys(config.columns, "last") | dict.fromkeys(config.rows, "first")
+    rules = parallel.ShardingRules(mesh, given)
     try:
         return Layout(rules, rules(params))
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -28,7 +29,8 @@ def join_processes(coordinator: str | None, processes: int | None, process: int 
     """
     if coordinator is None and processes is None and process is None:
         return
-    if jax.config.jax_platforms in ("cpu", None) and jax.config.jax_cpu_collectives_implementation is None:
+    settings: Any = jax.config
+    if settings.jax_platforms in ("cpu", None) and settings.jax_cpu_collectives_implementation is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if coordinator == "auto":
@@ -87,7 +89,7 @@ def of_the_first(tree: Any) -> Any:
         return tree
     if isinstance(tree, jax.Array) and jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key):
         data = multihost_utils.broadcast_one_to_all(jax.random.key_data(tree))
-        return jax.random.wrap_key_data(np.asarray(data), impl=jax.random.key_impl(tree))
+        return jax.random.wrap_key_data(jnp.asarray(np.asarray(data)), impl=jax.random.key_impl(tree))
     return multihost_utils.broadcast_one_to_all(tree)
 
 

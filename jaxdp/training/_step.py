@@ -89,7 +89,7 @@ def make_step(
             drawn = sampler.sample(streams.sampling, state.step)
             indices, mask = drawn.indices, drawn.mask
             here = lambda data, drawn: jax.tree.map(lambda rows: rows[drawn.indices], data)
-            batch = (here if placement is None else sampler.take)(data, drawn)
+            batch = (here if placement is None else sampler.take)(data, drawn)  # pyright: ignore[reportAttributeAccessIssue]
         if dropout:
             key = jax.random.fold_in(streams.dropout, state.step)
             batch = batch._replace(key=jax.vmap(lambda i: jax.random.fold_in(key, i))(indices))
