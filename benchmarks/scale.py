@@ -179,7 +179,9 @@ def publish(results: dict[str, Any], settings: Settings, console: Console) -> No
         for name, part in found.items()
     }
     if drawn:
-        shutil.copyfile(settings.output / "scale.png", settings.docs.parent / "scale.png")
+        copy = settings.docs.parent / "scale.png"
+        if copy.resolve() != (settings.output / "scale.png").resolve():
+            shutil.copyfile(settings.output / "scale.png", copy)
         fills["scale"] = "![bytes sent, operations and what fits](scale.png)"
     filled = tables.fill_places(settings.docs, fills)
     console.print(f"filled in {settings.docs}: {', '.join(filled) or 'nothing'}", highlight=False)

@@ -45,6 +45,7 @@ ENTRY %main (x: f32[8,16]) -> bf16[4] {
 """.replace("KNOWN", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 
+@pytest.mark.quick
 def test_bytes_of_every_kind_are_counted_as_often_as_they_are_sent():
     program = Program(HLO)
     table = {
@@ -97,7 +98,6 @@ def test_the_largest_size_that_fits_is_found(needs, start, grain, low, high):
     assert len(tried) == len(set(tried))
 
 
-@pytest.mark.quick
 def test_the_plan_adds_up():
     cluster = plan.Cluster(devices=4, batch_per_device=2, seq=32)
     found = plan.paper_plan("tiny", cluster)
