@@ -51,6 +51,8 @@ def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequenc
     table = _table("phase", "steps", "expected batch", "noise multiplier", "epsilon after it")
     for phase in plan.phases:
         noise = "none" if phase.noise_multiplier is None else f"{phase.noise_multiplier:.4g}"
+        if phase.noise_multiplier is not None and config.clipping.adaptive:
+            noise += f" ({phase.sum_noise_multiplier(config):.4g} on the sum)"
         spent = epsilon_text(plan.epsilon_after(phase.last_step))
         batch = f"{phase.sampler.expected_batch_size:,.6g}"
         table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)

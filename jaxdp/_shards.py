@@ -74,13 +74,14 @@ def batch_where_it_is(x: Array) -> Array:
     return x if sharding is None or x.shape[0] % num_shards(sharding) else leading(sharding, x)
 
 
-def map_examples(fn: Callable, xs: Any, batch_size: int | None = None) -> Array:
+def map_examples(fn: Callable, xs: Any, batch_size: int | None = None) -> Any:
     """`jax.lax.map` over a batch axis, of which every device goes through its own part."""
     shards = shards_of(jax.tree.leaves(xs)[0].shape[0])
     if shards == 1:
         return jax.lax.map(fn, xs, batch_size=batch_size)
     # A loop over all examples would fetch each of them from the device it lies on.
-    return _together(jax.lax.map(jax.vmap(fn), _columns(xs, shards), batch_size=batch_size))
+    found = jax.lax.map(jax.vmap(fn), _columns(xs, shards), batch_size=batch_size)
+    return jax.tree.map(_together, found)
 
 
 def sum_examples(fn: Callable, zeros: Array, xs: Any) -> tuple[Array, Any]:

@@ -61,14 +61,18 @@ def _vector_squared_norm(a: Float[Array, "k 1 c"], g: Float[Array, "k 1 p"]) -> 
 
 def _gram_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
     k, t, _ = a.shape
+    sizes = t * a.shape[2], t * g.shape[2]
     tile = max(1, _ALIVE_ELEMENTS // (2 * k * t))
-    inner = _gram_inner_product(a, g, a, g) if t <= tile else _tiled_gram_inner_product(a, g, tile)
-    a_squares, g_squares = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
-    lost = _lost_squares(a_squares, g_squares, a.shape[1] * a.shape[2], g.shape[1] * g.shape[2])
-    return jnp.maximum(inner, _GRAM_FLOOR * jnp.sum(a_squares * g_squares)) + jnp.sum(lost)
+    if t <= tile:
+        # Without an axis of length one, for which XLA would copy both factors to bring their axes in order.
+        inner, aa, gg = _gram_sums(a, g) if k > 1 else _gram_sums(a[0], g[0])
+    else:
+        inner = _tiled_gram_inner_product(a, g, tile)
+        aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
+    return jnp.maximum(inner, _GRAM_FLOOR * jnp.sum(aa * gg)) + jnp.sum(_lost_squares(aa, gg, *sizes))
 
 
-def _lost_squares(aa: Float[Array, " k"], gg: Float[Array, " k"], a_size: int, g_size: int) -> Float[Array, " k"]:
+def _lost_squares(aa: Float[Array, "*k"], gg: Float[Array, "*k"], a_size: int, g_size: int) -> Float[Array, "*k"]:
     """Most that underflow can have taken from the product of the squared norms of two factors of these sizes."""
     return _SMALLEST_SQUARE * g_size * aa + _SMALLEST_SQUARE * a_size * gg
 
@@ -76,21 +80,23 @@ def _lost_squares(aa: Float[Array, " k"], gg: Float[Array, " k"], a_size: int, g
 def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
     """Over a batch, as many examples at a time as have few elements alive; `elements` of one example, by its shapes."""
 
-    def wrap(norms: Callable[..., Array]) -> Callable[..., Array]:
+    def wrap(norms: Callable[..., Any]) -> Callable[..., Any]:
         @custom_vmap
-        def one(*factors: Array) -> Array:
-            return norms(*(x[None] for x in factors))[0]
+        def one(*factors: Array) -> Any:
+            return jax.tree.map(lambda x: x[0], norms(*(x[None] for x in factors)))
 
         @one.def_vmap
-        def _(axis_size: int, in_batched: Sequence[bool], *factors: Array) -> tuple[Array, bool]:
+        def _(axis_size: int, in_batched: Sequence[bool], *factors: Array) -> tuple[Any, Any]:
             full = lambda x: jnp.broadcast_to(x, (axis_size, *x.shape))
             factors = tuple(x if b else full(x) for x, b in zip(factors, in_batched, strict=True))
             room = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS)
             chunk = max(1, room // elements(*(x.shape[1:] for x in factors)))
             if chunk >= axis_size // shards_of(axis_size):
-                return norms(*factors), True
-            each = lambda xs: norms(*(x[None] for x in xs))[0]
-            return map_examples(each, factors, batch_size=chunk), True
+                found = norms(*factors)
+            else:
+                each = lambda xs: jax.tree.map(lambda x: x[0], norms(*(x[None] for x in xs)))
+                found = map_examples(each, factors, batch_size=chunk)
+            return found, jax.tree.map(lambda _: True, found)
 
         return one
 
@@ -100,6 +106,24 @@ def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
 @_together(lambda a, g: a[0] * a[2] * g[2])
 def _product_squared_norm(a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]) -> Float[Array, " b"]:
     return jnp.sum(jnp.square(jnp.einsum("bktc,bktp->bkcp", a, g, precision="highest")), axis=(1, 2, 3))
+
+
+@_together(lambda a, g: 2 * math.prod(a[:-1]) * a[-2])
+def _gram_sums(
+    a: Float[Array, "b *k t c"], g: Float[Array, "b *k t p"]
+) -> tuple[Float[Array, " b"], Float[Array, "b *k"], Float[Array, "b *k"]]:
+    """Inner product of A A^T and G G^T, and their traces: the factors' squared norms without reading them again."""
+    aa = jnp.einsum("...rc,...tc->...rt", a, a, precision="highest")
+    gg = jnp.einsum("...rp,...tp->...rt", g, g, precision="highest")
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, aa.shape, aa.ndim - d) for d in (2, 1))
+    on_diagonal = lambda x: jnp.where(row == column, x, 0)
+    add = lambda x, y: tuple(map(jnp.add, x, y))
+    zero = jnp.zeros((), aa.dtype)
+    # One pass over both matrices for all three.
+    inner, a_trace, g_trace = jax.lax.reduce(
+        (aa * gg, on_diagonal(aa), on_diagonal(gg)), (zero, zero, zero), add, (aa.ndim - 2, aa.ndim - 1)
+    )
+    return jnp.sum(inner, axis=tuple(range(1, inner.ndim))), a_trace, g_trace
 
 
 @_together(lambda x, y, a, g: 2 * a[0] * x[1] * a[1])
@@ -160,19 +184,26 @@ def clipped_outer_sum(
     chunk = min(each, reuse_chunk(k, c, p))
     while each % chunk:
         chunk -= 1
+    # An axis of length one on what enters a loop has XLA copy it, to bring its axes in order.
+    several, alone = k > 1, chunk == 1 < each
+    given = (a, g) if several else (a[:, 0], g[:, 0])
 
     def add(total: Array, part: Any) -> tuple[Array, Array]:
-        a, g, rest = part
-        product = jnp.einsum("bktc,bktp->bkcp", a, g, precision=precision)
-        norms = jnp.sum(jnp.square(product), axis=(1, 2, 3))
+        a, g, rest = jax.tree.map(lambda x: x[None], part) if alone else part
+        product = jnp.einsum("b...tc,b...tp->b...cp", a, g, precision=precision)
+        norms = jnp.sum(jnp.square(product), axis=tuple(range(1, product.ndim)))
         weights = weigh(norms, rest).astype(product.dtype)
-        return total + jnp.einsum("b,bkcp->kcp", weights, product, precision="highest"), norms
+        return total + jnp.einsum("b,b...->...", weights, product, precision="highest"), norms
 
+    whole = lambda total: total if several else total[None]
     if chunk == each:
-        return add(jnp.zeros((), a.dtype), (a, g, rest))
-    parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), (a, g, rest))
-    total, norms = sum_examples(add, jnp.zeros((k, c, p), a.dtype), parts)
-    return total, norms.reshape(size)
+        total, norms = add(jnp.zeros((), a.dtype), (*given, rest))
+        return whole(total), norms
+    parts = (*given, rest)
+    if not alone:
+        parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), parts)
+    total, norms = sum_examples(add, jnp.zeros((k, c, p) if several else (c, p), a.dtype), parts)
+    return whole(total), norms.reshape(size)
 
 
 def mixed_squared_norm(
@@ -192,7 +223,9 @@ def row_squared_norm(ids: Int[Array, " t"], rows: Float[Array, "t p"]) -> Float[
     r"""$\sum_v \|\sum_{t: ids_t = v} rows_t\|^2$ by sorting: memory t x p, whatever the table's size."""
     order = jnp.argsort(ids)
     ids, rows = ids[order], rows[order]
-    first = jnp.concatenate([jnp.zeros((1,), bool), ids[1:] != ids[:-1]])
-    segment = jnp.cumsum(first)
-    sums = jax.ops.segment_sum(rows, segment, num_segments=ids.shape[0], indices_are_sorted=True)
+    first = jnp.concatenate([jnp.ones((1,), bool), ids[1:] != ids[:-1]])
+    begin = jax.lax.cummax(jnp.where(first, jnp.arange(ids.shape[0]), 0))
+    # Added to the first row of each run, not to zeros, which would be made at the start of the step and kept.
+    repeats = jnp.where(first[:, None], 0, rows)
+    sums = jnp.where(first[:, None], rows, 0).at[begin].add(repeats, indices_are_sorted=True, mode="promise_in_bounds")
     return jnp.sum(jnp.square(sums))

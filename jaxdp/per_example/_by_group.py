@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+_FEW_TERMS = 4
+
 
 def add_up(num_groups: int, pieces: Iterable[tuple[tuple[int, ...], Array]]) -> Float[Array, "*batch groups"]:
     """Sum over entries of each group; a piece is the groups of some entries, and their values `[*batch, entries]`."""
@@ -17,7 +19,7 @@ def add_up(num_groups: int, pieces: Iterable[tuple[tuple[int, ...], Array]]) -> 
         terms.setdefault(groups, []).append(values)
     # Without the barrier XLA's algebraic simplifier rewrites long sums of reductions in circles, for half a minute.
     apart = {groups: jax.lax.optimization_barrier(found) for groups, found in terms.items()}
-    sums: dict[tuple[int, ...], Any] = {groups: sum(found) for groups, found in apart.items()}
+    sums: dict[tuple[int, ...], Any] = {groups: _total(found) for groups, found in apart.items()}
     whole = [g for g in sums if g == tuple(range(g[0], g[0] + len(g)))]
     whole = [g for g in whole if not any(set(g) & set(other) for other in sums if other != g)]
     columns: dict[int, Array] = {g[0]: sums[g] for g in whole}
@@ -33,6 +35,14 @@ def add_up(num_groups: int, pieces: Iterable[tuple[tuple[int, ...], Array]]) -> 
         found.append(columns.get(at, missing))
         at += width.get(at, 1)
     return jnp.concatenate(found, axis=-1) if len(found) > 1 else found[0]
+
+
+def _total(terms: list[Array]) -> Array:
+    if len(terms) <= _FEW_TERMS:
+        return sum(terms[1:], terms[0])
+    # As a product, which nothing is fused with: XLA would repeat a sum of all terms wherever a weight is used.
+    ones = jnp.ones(len(terms), terms[0].dtype)
+    return jnp.einsum("n...,n->...", jnp.stack(terms), ones, precision="highest")
 
 
 def spread(values: Float[Array, "*batch groups"], groups: tuple[int, ...]) -> Float[Array, "*batch entries"]:

@@ -69,8 +69,11 @@ class Contracted(Use):
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The full outer product of one example."""
-        a, g = self._factors(operands[1 - self.index], cts[0], 0)
-        return self._unfold(jnp.einsum("ktc,ktp->kcp", wide(a), wide(g), precision="highest"))
+        a, g = self._factors(wide(operands[1 - self.index]), wide(cts[0]), 0)
+        if a.shape[0] == 1:
+            # As in `weighted_sum`: no batch axis of length one.
+            return self._unfold(jnp.einsum("tc,tp->cp", a[0], g[0], precision="highest")[None])
+        return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision="highest"))
 
     def squared_norm(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None

@@ -100,6 +100,15 @@ def reuse_of_use(site: Site) -> Priced:
     return Priced("product, once", reuse_cost(k, t, c, p, reuse_chunk(k, c, p)))
 
 
+def kept_product(site: Site) -> Priced:
+    """Norm and share of the sum of one run, from a gradient that is kept until the clipping weight is known."""
+    k, _, c, p = site.sizes or (1, 1, 1, 1)
+    # Made and squared; read again, weighted and added up.
+    return Priced(
+        "product, kept", product_cost(*(site.sizes or (1, 1, 1, 1))) + Cost(2.0 * k * c * p, _WORD * k * c * p)
+    )
+
+
 def gradient_of_use(site: Site) -> Cost:
     """One run's gradient as it is."""
     if site.sizes is not None:

@@ -14,7 +14,7 @@ from jaxdp.per_example._families import finish, group_norms
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._operand_views import OperandViews
-from jaxdp.per_example._plan import Assignment, Traced, assign, own_key, weight_of, zero_total
+from jaxdp.per_example._plan import Assignment, Traced, assign, assign_norms, own_key, weight_of, zero_total
 from jaxdp.per_example._probes import each_example_draws, probe_keys
 from jaxdp.per_example._projection import project_stacked
 from jaxdp.per_example._rewrite import Rewriter
@@ -39,7 +39,7 @@ class Engine:
         """Squared norm of every example's gradient in every group; `rows` are the examples' places in the batch."""
         if self.method == "materialize":
             return stacked_squared_norms(self._materialized(batch), groups)
-        found = self._pass(batch, groups, assign(self.traced, groups, "ghost", _size(batch)), rows=rows)
+        found = self._pass(batch, groups, assign_norms(self.traced, groups), rows=rows)
         return found.norms(jnp.ones(found.size, jnp.float32))
 
     def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
@@ -239,13 +239,20 @@ class _Pass:
 
     def _operand_totals(self, found: dict[Key, Array]) -> list[Array]:
         """Sums found at uses, as sums of the leaves."""
-        whole = {key[1].leaf: total for key, total in found.items() if key == own_key(key[1].leaf)}
-        at_uses = {key: total for key, total in found.items() if key != own_key(key[1].leaf)}
+        # A leaf that its only use takes as it is has the sum's shape already.
+        single = {leaf: sites for leaf, sites in self._sites_by_leaf().items() if len(sites) == 1}
+        done = {key for sites in single.values() for key, site in sites.items() if site.whole}
+        done |= {own_key(leaf) for leaf in range(len(self.leaves))}
+        whole = {key[1].leaf: total for key, total in found.items() if key in done}
+        at_uses = {key: total for key, total in found.items() if key not in done}
         totals = self._totals
         if at_uses:
             primal, pull = jax.vjp(self._operand_views(frozenset(at_uses)), self._totals)
             (totals,) = pull({key: at_uses[key].astype(x.dtype) for key, x in primal.items()})
         return [whole[leaf].astype(t.dtype) if leaf in whole else t for leaf, t in enumerate(totals)]
+
+    def _sites_by_leaf(self) -> dict[int, dict[Key, Any]]:
+        return {leaf: self.traced.sites_of(leaf) for leaf in range(len(self.leaves))}
 
     def _operand_views(self, wanted: frozenset[Key]) -> Callable:
         """What uses see of the totals, as a function of them."""

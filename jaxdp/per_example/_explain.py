@@ -14,6 +14,7 @@ from jaxdp.per_example._costs import (
     Priced,
     gradient_of_use,
     joint_norm,
+    kept_product,
     norm_of_use,
     reuse_of_use,
     runs,
@@ -127,7 +128,7 @@ class _Rows:
         mode = Mode.OWN if self.plan is None else self.plan.modes[leaf]
         if mode is Mode.OWN:
             return self._stored(leaf)
-        if mode is Mode.REPORT:
+        if mode in (Mode.REPORT, Mode.PRODUCT):
             return self._reported(leaf)
         rows = []
         for site in self.traced.sites_of(leaf).values():
@@ -163,7 +164,10 @@ class _Rows:
         for i, part in enumerate(member.parts):
             site, every = part.site, runs(part.site.loops)
             cost = sum_of_use(site).times(every)
-            if member is reused(family):
+            if part.product:
+                rule, once = kept_product(site)
+                cost = once.times(every)
+            elif member is reused(family):
                 rule, once = reuse_of_use(site)
                 cost = once.times(every)
             elif joint is None:

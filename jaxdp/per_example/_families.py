@@ -21,21 +21,27 @@ from jaxdp.per_example._weighing import Weighing
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One use's reported factors, and the loops between where they are reported to and the use."""
+    """One use's reported factors (or the gradient they make), and the loops between where they go to and the use."""
 
     key: Key
     site: Site
     loops: tuple[Loop, ...]
+    product: bool = False  # whether the gradient is reported although it has factors
+
+    @property
+    def in_factors(self) -> bool:
+        """Whether factors are reported."""
+        return bool(self.site.use.factor_operands) and not self.product
 
     @property
     def use(self) -> Use:
         """The rule for what is reported: a gradient that is kept as it is, is its own rule."""
-        return self.site.use if self.site.use.factor_operands else Escaped(None, 0)
+        return self.site.use if self.in_factors else Escaped(None, 0)
 
     @property
     def lead(self) -> tuple[Loop, ...]:
         """Loops along which the report is stacked; gradients of the same entries add up instead."""
-        return self.loops if self.site.use.factor_operands else tuple(loop for loop in self.loops if loop.cuts)
+        return self.loops if self.in_factors else tuple(loop for loop in self.loops if loop.cuts)
 
     @property
     def slices(self) -> tuple[int, ...]:
@@ -45,7 +51,7 @@ class Part:
     def zeros(self) -> Report:
         """Where the factors are reported to."""
         lead = tuple(loop.length for loop in self.lead)
-        if not self.site.use.factor_operands:
+        if not self.in_factors:
             shape = self.site.use.weight_shape(self.site.cts)
             return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(self.site.cts[0].dtype))])
         floats = {i: s for i, s in self.site.operands.items() if jnp.issubdtype(s.dtype, jnp.floating)}
@@ -160,9 +166,17 @@ def _entry_norms(member: Member, canonical: dict[Key, Report], key: ProbeKeys | 
     def by_entry(norms: Array) -> Array:
         return norms if norms.shape == (entries,) else jnp.sum(norms.reshape(entries, -1), axis=1)
 
+    def apart(part: Part, report: Report) -> Array:
+        if part.in_factors:
+            return by_entry(_each(_norm_of(part), report, part, key))
+        # Gradients as they are, of all slices at once: a loop over them would be one more to compile.
+        (gradient,) = report.cts
+        axes = tuple(range(1 if part.slices else 0, gradient.ndim))
+        return by_entry(jnp.sum(jnp.square(gradient), axis=axes).astype(jnp.float32).reshape(-1))
+
     if adds_up([part.site for part in member.parts], [part.steps for part in member.parts]):
-        apart = [by_entry(_each(_norm_of(part), r, part, key)) for part, r in zip(member.parts, reports, strict=True)]
-        return sum(apart[1:], apart[0])
+        norms = [apart(part, report) for part, report in zip(member.parts, reports, strict=True)]
+        return sum(norms[1:], norms[0])
 
     def joint(reports: list[Report], key: ProbeKeys | None) -> Array:
         with_steps = lambda part, r: r if part.repeats else jax.tree.map(lambda x: x[None], r)
@@ -227,9 +241,26 @@ def _weighted_sum(
 
     if not part.slices:
         return one((by_entry[0], report))
-    count = math.prod(part.slices)
-    total = jax.lax.map(one, (jnp.repeat(by_entry, count // len(member.groups)), report))
+    weights = jnp.repeat(by_entry, math.prod(part.slices) // len(member.groups))
+    if part.in_factors:
+        total = jax.lax.map(one, (weights, report))
+    else:
+        total = contracted(Slices(None, 0), weights, unbatched, report.kept, report.cts)
     return total.reshape(*part.slices, *total.shape[1:])
+
+
+class Slices(Escaped):
+    """Gradients of several slices of a stack, each with a weight of its own."""
+
+    def weighted_sum(
+        self,
+        weights: Float[Array, "batch slices"],
+        operands: dict[int, Any],
+        batched: dict[int, bool],
+        cts: Sequence[Array],
+    ) -> Array:
+        """The same contraction for each slice."""
+        return jnp.einsum("bs,bs...->s...", weights.astype(cts[0].dtype), cts[0], precision="highest")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -55,21 +55,25 @@ def finite_only(
     that it is compiled once and costs nothing where all is finite, as it is nearly always.
     """
 
-    def trip(state: tuple[Array, Array, Array, PyTree]) -> tuple[Array, Array, Array, PyTree]:
-        _, alive, _, _ = state
-        norms, total = run(with_donors(batch, alive), alive)
+    def nothing() -> tuple[Array, PyTree]:
+        return jax.tree.map(jnp.zeros_like, zeros)
+
+    def trip(alive: Array) -> tuple[Array, Array, Array, PyTree]:
+        # Without anybody alive there is no donor, and zero weights would not make a sum of NaN zero.
+        norms, total = jax.lax.cond(jnp.any(alive), lambda: run(with_donors(batch, alive), alive), nothing)
         return alive, alive & jnp.all(jnp.isfinite(norms), axis=1), norms, total
 
     def more(state: tuple[Array, Array, Array, PyTree]) -> Array:
         before, after, _, _ = state
         return jnp.any(before & ~after)
 
-    # Nobody counts as finite before the first trip, so that it is always made (on an empty batch, too).
+    # Nobody counts as finite before the first trip, so that it is always made (on an empty batch, too). What it starts
+    # from is never read; of equal values XLA would make one and copy it.
+    leaves, treedef = jax.tree.flatten(zeros)
+    unread = treedef.unflatten([jnp.full_like(x, i) for i, x in enumerate(leaves)])
     wanted = lambda state: state[-1] | more(state[:-1])
-    start = (mask, mask, *zeros, jnp.ones((), bool))
-    _, alive, norms, total, _ = jax.lax.while_loop(
-        wanted, lambda state: (*trip(state[:-1]), jnp.zeros((), bool)), start
-    )
+    start = (mask, mask, *unread, jnp.ones((), bool))
+    _, alive, norms, total, _ = jax.lax.while_loop(wanted, lambda state: (*trip(state[1]), jnp.zeros((), bool)), start)
     found = jnp.where((mask & ~alive)[:, None], jnp.inf, norms)
     # Exact norms err upwards by what underflow can have taken: for a masked row, by more than nothing.
-    return jnp.where(mask[:, None], found, 0), zero_unless(jnp.any(alive), total)
+    return jnp.where(mask[:, None], found, 0), total

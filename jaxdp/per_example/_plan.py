@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp.norms import Randomized, Rule
+from jaxdp.norms import Randomized, Rule, norm_rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
-from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins
+from jaxdp.per_example._contracted import Contracted
+from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins, reused
 from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._rewrite import Loop, Rewriter, Site
@@ -156,7 +157,12 @@ class Assignment(NamedTuple):
     def parts(self) -> list[Part]:
         """What is reported to the end of the pass by taps."""
         members = [m for family, _ in self.families for m in family.members]
-        return [part for m in members for part in m.parts if self.modes[m.leaf] is Mode.REPORT]
+        return [part for m in members for part in m.parts if self.modes[m.leaf] in (Mode.REPORT, Mode.PRODUCT)]
+
+
+def assign_norms(traced: Traced, groups: Groups) -> Assignment:
+    """For norms alone, where no product is worth keeping."""
+    return _assign(traced, groups, "ghost", "ghost", keep_products=False)
 
 
 def assign(
@@ -182,7 +188,7 @@ def factor_bytes(one_pass: Assignment, two_passes: Assignment) -> int:
     return sum(part.num_bytes for part in parts if part.loops or part.site.remat)
 
 
-def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str) -> Assignment:
+def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, keep_products: bool = True) -> Assignment:
     """`method` for groups that are complete in one use or in one step of a loop, `at_the_end` for the others."""
     modes: dict[int, Mode] = {}
     top: list[tuple[Family, tuple[int, ...]]] = []
@@ -193,16 +199,24 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str) -> Ass
             modes[leaves[0]] = Mode.CLIP
             continue
         if body is not None:
-            closings.setdefault(body, []).append(_family(traced, groups, leaves, body)[0])
             modes.update(dict.fromkeys(leaves, Mode.REPORT))
+            last = reused(_family(traced, groups, leaves, body, modes)[0])
+            for leaf in leaves:
+                if (last is None or leaf != last.leaf) and _product_is_smaller(traced, leaf, body):
+                    modes[leaf] = Mode.PRODUCT
+            closings.setdefault(body, []).append(_family(traced, groups, leaves, body, modes)[0])
             continue
         for leaf in leaves:
             sites = list(traced.sites_of(leaf).values())
             if _steps_add_up(sites, None):
                 modes[leaf] = Mode.GHOST if at_the_end == "ghost" else Mode.REPORT
+                # Outside loops and checkpoints a second pass has XLA keep the factors, too.
+                here = at_the_end != "ghost" or not (sites[0].loops or sites[0].remat)
+                if keep_products and here and _product_is_smaller(traced, leaf, None):
+                    modes[leaf] = Mode.PRODUCT
             else:
                 modes[leaf] = Mode.REPORT if joins(sites) else Mode.OWN
-        family, numbers = _family(traced, groups, leaves, None, [x for x in leaves if modes[x] is Mode.OWN])
+        family, numbers = _family(traced, groups, leaves, None, modes)
         members = tuple(m for m in family.members if modes[m.leaf] is not Mode.GHOST)
         top.append((dataclasses.replace(family, members=members), numbers))
     return Assignment(modes, tuple(top), {body: tuple(found) for body, found in closings.items()})
@@ -256,18 +270,32 @@ def _steps_add_up(sites: Sequence[Site], body: Path | None) -> bool:
     return adds_up(sites, [steps(site) for site in sites])
 
 
+def _product_is_smaller(traced: Traced, leaf: int, body: Path | None) -> bool:
+    """Whether an example's gradient of a leaf, from which its exact norm is found, is smaller than its factors."""
+    sites = list(traced.sites_of(leaf).values())
+    site = sites[0]
+    if len(sites) > 1 or not isinstance(site.use, Contracted) or not site.use.factor_operands or site.sizes is None:
+        return False
+    if not _steps_add_up(sites, body) or norm_rule(*site.sizes, site.use.choice) != "product":
+        return False
+    factors = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*site.operands.values(), *site.cts))
+    return math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize < factors
+
+
 def _family(
-    traced: Traced, groups: Groups, leaves: Sequence[int], body: Path | None, own: Sequence[int] = ()
+    traced: Traced, groups: Groups, leaves: Sequence[int], body: Path | None, modes: dict[int, Mode]
 ) -> tuple[Family, tuple[int, ...]]:
     """A family reported to a body (None: to the end of the pass), and the numbers of its groups."""
     numbers = tuple(sorted({g for leaf in leaves for g in groups.of_leaf[leaf]}))
 
     def member(leaf: int) -> Member:
         mine = (0,) if body is not None else tuple(numbers.index(g) for g in groups.of_leaf[leaf])
-        if leaf in own:
+        if modes[leaf] is Mode.OWN:
             return Member(leaf, (_own_part(traced, leaf, len(groups.stacks[leaf])),), mine)
         sites = traced.sites_of(leaf)
-        return Member(leaf, tuple(Part(key, site, after(site.loops, body)) for key, site in sites.items()), mine)
+        product = modes[leaf] is Mode.PRODUCT
+        parts = (Part(key, site, after(site.loops, body), product) for key, site in sites.items())
+        return Member(leaf, tuple(parts), mine)
 
     count = 1 if body is not None else len(numbers)
     return Family(tuple(member(leaf) for leaf in leaves), count), numbers

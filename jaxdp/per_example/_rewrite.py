@@ -45,6 +45,7 @@ class Site:
     operands: dict[int, jax.ShapeDtypeStruct]  # the factors of the forward pass
     cts: tuple[jax.ShapeDtypeStruct, ...]
     remat: bool = False  # whether it lies in a checkpoint, so that its values are made again on the way back
+    whole: bool = False  # whether the weight is the leaf itself, or what loops slice of it
 
     @property
     def sizes(self) -> tuple[int, int, int, int] | None:
@@ -164,6 +165,7 @@ class Rewriter:
                 operands=factors,
                 cts=cts,
                 remat=self.remat,
+                whole=_is_whole(weight),
             )
         return outs, {(path, port): x for port, x in emitted.items()}
 
@@ -300,7 +302,8 @@ class Rewriter:
     def _is_stacked(self, key: Key, body: Path) -> bool:
         """Whether a report has an axis for this loop: gradients of the same entries add up instead."""
         site = self.sites[key]
-        return bool(site.use.factor_operands) or any(loop.cuts for loop in site.loops if loop.body == body)
+        in_factors = site.use.factor_operands and self.modes.get(site.leaf) is not Mode.PRODUCT
+        return bool(in_factors) or any(loop.cuts for loop in site.loops if loop.body == body)
 
     def _fixed_carry(
         self, jaxpr: Any, consts: list[Entry], carry: list[Entry], xs: list[Entry], constant: list[bool]
@@ -339,6 +342,12 @@ def cut_by(entry: Entry, body: Path) -> Entry:
         stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
         cuts=(*entry.cuts, body),
     )
+
+
+def _is_whole(weight: Weight) -> bool:
+    """Whether this is a leaf as it is, but for its dtype and the slices that loops take along its first axes."""
+    shape = weight.leaf_shape[len(weight.stack) :]
+    return weight.aligned and weight.isometric and weight.box == tuple((0, n) for n in shape)
 
 
 def _rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> Any:

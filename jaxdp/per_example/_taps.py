@@ -33,6 +33,7 @@ class Mode(enum.Enum):
     OWN = "own"  # the gradient itself, as a cotangent of `Shadow.own`
     CLIP = "clip"  # the norm, the weight and the weighted sum at once
     REPORT = "report"  # the factors, for whoever finds the weight later
+    PRODUCT = "product"  # likewise, but the gradient that they make: where that is smaller, it is made once for both
 
 
 class Report(NamedTuple):
@@ -96,8 +97,8 @@ def tap(
             shadow = weights[port.operand].shadows[port.leaf]
             total = own = norm = None
             kept, cts = use.projected(stored, floats, basis)
-            if mode is Mode.REPORT:
-                report_cts[port] = _report(use, kept, cts, reports[port])
+            if mode in (Mode.REPORT, Mode.PRODUCT):
+                report_cts[port] = _report(use, mode, kept, cts, reports[port])
             elif mode is Mode.CLIP:
                 alone = jnp.zeros((), jnp.float32)
                 norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, one, kept, cts, key)
@@ -118,7 +119,8 @@ def tap(
     values = {i: w.value for i, w in weights.items()}
     shadows = [weights[p.operand].shadows[p.leaf] for p in ports]
     outs, gates = tapped(values, shadows, reports, others, list(weigh.consts))
-    integers = {port: uses[port.operand].factor_operands for port in reports}
+    reporting = [port for port in reports if modes[port.leaf] is Mode.REPORT]
+    integers = {port: uses[port.operand].factor_operands for port in reporting}
     emitted = {
         port: Emitted(gate, {i: others[i] for i in integers.get(port, ()) if not is_float(others[i])})
         for port, gate in zip(ports, gates, strict=True)
@@ -132,7 +134,7 @@ def _anchor(shadows: Sequence[Shadow]) -> Array:
     return slot.reshape(-1)[0] if slot.ndim else slot
 
 
-def _report(use: Use, kept: dict[int, Array], cts: list[Array], slots: Report) -> Report:
-    if use.factor_operands:
+def _report(use: Use, mode: Mode, kept: dict[int, Array], cts: list[Array], slots: Report) -> Report:
+    if use.factor_operands and mode is Mode.REPORT:
         return Report({i: kept[i] for i in slots.kept}, cts)
     return Report({}, [use.gradient(kept, cts)])

@@ -12,7 +12,7 @@ from jaxdp.per_example._weighing import Weighing
 
 
 def contracted(
-    use: Use, weight: Float[Array, ""], unbatched: Array, operands: dict[int, Array], cts: Sequence[Array]
+    use: Use, weight: Float[Array, "*slices"], unbatched: Array, operands: dict[int, Array], cts: Sequence[Array]
 ) -> Array:
     """The use's weighted sum over the batch, without a batch axis."""
 

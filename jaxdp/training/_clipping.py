@@ -5,10 +5,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import optax
+from jaxtyping import PRNGKeyArray
+
 from jaxdp import norms, transforms
 from jaxdp.per_example import Blocks, resolve_groups
 from jaxdp.training._config import ClippingConfig, Config, PhaseConfig
+from jaxdp.training._errors import UserError
 from jaxdp.training._shapes import trained_shapes
+from jaxdp.transforms._adaptive import Indicators
+from jaxdp.transforms._clipped_sum import remaining_noise_multiplier
 
 # The name of the group of each trained path.
 GroupNames = Mapping[str, str]
@@ -24,6 +31,7 @@ def clip_spec(phase: PhaseConfig, clipping: ClippingConfig, groups: GroupNames |
         groups=_given(clipping.groups) if groups is None else lambda path: groups.get(_bare(path)),
         rule=clipping.rule,
         normalize=clipping.normalize,
+        noise_shape=clipping.noise_shape,
         norm=_norm(clipping),
     )
 
@@ -37,7 +45,76 @@ def counted_groups(config: Config, phase: PhaseConfig) -> dict[str, str] | None:
 
 
 def _depends_on_groups(clipping: ClippingConfig) -> bool:
-    return clipping.norm != "exact" or isinstance(clipping.groups, int)
+    return clipping.norm != "exact" or clipping.adaptive or isinstance(clipping.groups, int)
+
+
+def private_mean(
+    phase: PhaseConfig,
+    clipping: ClippingConfig,
+    groups: GroupNames | None,
+    *,
+    noise_multiplier: float,
+    expected_batch_size: float,
+    key: PRNGKeyArray,
+    with_stddev: bool,
+) -> optax.GradientTransformation:
+    """Clip, noise, divide by the expected batch size."""
+    spec = clip_spec(phase, clipping, groups)
+    options: dict[str, Any] = {
+        "noise_multiplier": noise_multiplier,
+        "expected_batch_size": expected_batch_size,
+        "key": key,
+        "groups": spec.groups,
+        "rule": spec.rule,
+        "normalize": spec.normalize,
+        "noise_shape": spec.noise_shape,
+        "with_stddev": with_stddev,
+    }
+    if not clipping.adaptive:
+        return transforms.dpsgd(max_norm=spec.max_norm, norm=spec.norm, **options)
+    return transforms.adaptive_dpsgd(
+        initial_norm=spec.max_norm,
+        target_quantile=clipping.target_quantile,
+        learning_rate=clipping.threshold_rate,
+        indicator_noise_stddev=clipping.indicator_noise,
+        floor=clipping.floor,
+        **options,
+    )
+
+
+def noise_on_the_sum(
+    phase: PhaseConfig, clipping: ClippingConfig, groups: GroupNames | None, noise: float, batch_size: float
+) -> float:
+    """The sum's own noise multiplier, where adaptive thresholds take a share of the joint one.
+
+    Raises:
+      UserError: they leave nothing, or begin below their floor.
+    """
+    if not clipping.adaptive:
+        return noise
+    count = 1 if groups is None else len(set(groups.values()))
+    first = (phase.max_norm or clipping.max_norm) / math.sqrt(count)
+    if first < clipping.floor:
+        raise UserError(
+            f"clipping.floor is {clipping.floor:g}, above the first threshold of phase {phase.name}, {first:g}: "
+            "lower it."
+        )
+    indicators = Indicators(batch_size, clipping.indicator_noise)
+    try:
+        return remaining_noise_multiplier(noise, indicators.spent_precision(count))
+    except ValueError:
+        raise UserError(
+            f"clipping.indicator_noise is {indicators.stddev(count):g} in phase {phase.name}, which leaves nothing for "
+            f"the sum at a noise multiplier of {noise:.4g} with {count} group(s): give more than "
+            f"{noise * math.sqrt(count) / 2:.4g} (five times that raises the sum's noise by 2%)."
+        ) from None
+
+
+def threshold_metrics(state: Any) -> dict[str, float]:
+    """The clipping norm that adaptive thresholds make up now, for the log: made of noisy counts, so it is public."""
+    is_adaptive = lambda node: isinstance(node, transforms.AdaptiveClipState)
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_adaptive) if is_adaptive(node)]
+    return {"clipping_norm": float(f"{math.hypot(*map(float, found[0].thresholds)):.5g}")} if found else {}
 
 
 def groups_of(clipping: ClippingConfig, shapes: Mapping[str, Any]) -> dict[str, str]:

@@ -94,6 +94,36 @@ class ClippingConfig(_Section):
     sharing: Literal["batch", "example"] = Field(
         "batch", description="whether all examples of a batch share the probes; its own for each needs less noise"
     )
+    adaptive: bool = Field(
+        False, description="move the thresholds from max_norm on to a quantile of the norms, found within the budget"
+    )
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="share of the examples whose norm adaptive thresholds shall exceed"
+    )
+    threshold_rate: Positive = Field(0.2, description="learning rate of the adaptive thresholds' logarithms")
+    indicator_noise: Positive | None = Field(
+        None,
+        description="std of the noise on the count of examples below each adaptive threshold; a twentieth of the batch "
+        "times the root of the number of groups if not given",
+    )
+    floor: Positive = Field(1e-6, description="no adaptive threshold falls below it")
+    noise_shape: Literal["isotropic", "equal_budget"] = Field(
+        "isotropic", description="the same noise everywhere, or in proportion to each group's adaptive threshold"
+    )
+
+    @model_validator(mode="after")
+    def _adapts_what_it_can(self) -> "ClippingConfig":
+        if self.adaptive and self.norm != "exact":
+            raise ValueError(
+                f'clipping.adaptive is true with norm = "{self.norm}", and the two on the same examples have not been '
+                'analysed: use norm = "exact", or leave adaptive out.'
+            )
+        if self.noise_shape == "equal_budget" and not (self.adaptive and self.groups != "all"):
+            raise ValueError(
+                'clipping.noise_shape = "equal_budget" differs from "isotropic" only between groups of different '
+                'thresholds: set adaptive = true and groups other than "all", or remove it.'
+            )
+        return self
 
 
 class DenoiseConfig(_Section):
@@ -299,6 +329,11 @@ class Config(_Section):
             raise ValueError(
                 f'clipping has groups = {clipping.groups!r} and norm = "{clipping.norm}" with subspace.method = '
                 '"zeroth_order", which clips one number for each direction: use groups = "all" and norm = "exact".'
+            )
+        if self.subspace.method != "none" and clipping.adaptive:
+            raise ValueError(
+                f'clipping.adaptive is true with subspace.method = "{self.subspace.method}", which takes fixed '
+                "thresholds: remove one of them."
             )
         corrected = [phase.name for phase in self.phase if phase.optimizer == "adam_corrected"]
         if self.subspace.method == "zeroth_order" and corrected:

@@ -16,6 +16,7 @@ import optax
 from jaxdp import sampling
 from jaxdp.training._checkpoint import Checkpoints
 from jaxdp.training._classifier import Classifier, Params
+from jaxdp.training._clipping import threshold_metrics
 from jaxdp.training._console import Display
 from jaxdp.training._data import Dataset
 from jaxdp.training._mesh import Layout
@@ -176,7 +177,9 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
             scores = evaluate(frozen | state.params, data)
             spent = epsilon if math.isfinite(epsilon) else None
             job.log.write(
-                {"step": done, "phase": phase.config.name, "epsilon": spent, **scores} | denoising_metrics(state)
+                {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}
+                | denoising_metrics(state)
+                | threshold_metrics(state)
             )
             accuracy = scores["held_out_accuracy"]
             job.display.evaluated(done, job.total, phase.config.name, epsilon, accuracy)

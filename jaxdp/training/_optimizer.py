@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import transforms
 from jaxdp.per_example import PerExampleGrads
-from jaxdp.training._clipping import GroupNames, clip_spec
+from jaxdp.training._clipping import GroupNames, private_mean
 from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig, SubspaceConfig
 from jaxdp.training._spectrum import watch
 from jaxdp.training._subspace import in_subspace
@@ -90,16 +90,13 @@ def make_transformation(
     if noise_multiplier is None:
         return _updates(phase, _ordinary_mean(expected_batch_size), None, subspace, key)
     denoiser = make_denoiser(denoise) if denoise is not None and denoise.enabled else None
-    spec = clip_spec(phase, clipping, groups)
-    private = transforms.dpsgd(
-        max_norm=spec.max_norm,
+    private = private_mean(
+        phase,
+        clipping,
+        groups,
         noise_multiplier=noise_multiplier,
         expected_batch_size=expected_batch_size,
         key=key,
-        groups=spec.groups,
-        norm=spec.norm,
-        rule=spec.rule,
-        normalize=spec.normalize,
         with_stddev=denoiser is not None or phase.optimizer == "adam_corrected",
     )
     return _updates(phase, private, denoiser, subspace, key)

@@ -10,7 +10,7 @@ from typing import Any
 import dp_accounting
 
 from jaxdp import accounting, sampling
-from jaxdp.training._clipping import clip_spec, counted_groups
+from jaxdp.training._clipping import clip_spec, counted_groups, noise_on_the_sum
 from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._mesh import mesh_of, sharded_sampler
@@ -39,6 +39,11 @@ class PhasePlan:
     first_step: int
     last_step: int
     groups: dict[str, str] | None = None
+
+    def sum_noise_multiplier(self, config: Config) -> float:
+        """That of the clipped sum alone: larger where adaptive thresholds have a share in `noise_multiplier`."""
+        noise, batch_size = self.noise_multiplier or 0.0, self.sampler.expected_batch_size
+        return noise_on_the_sum(self.config, config.clipping, self.groups, noise, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,9 @@ def make_plan(config: Config, num_examples: int) -> Plan:
         return Plan(config, num_examples, phases, math.inf, curve, _warnings(config, num_examples))
     try:
         planned = _priced(config, phases)
+        for phase in planned:
+            # Refuses thresholds whose counts leave nothing of the budget.
+            _ = phase.sum_noise_multiplier(config)
         steps = _curve_steps(planned)
         spent = accounting.epsilon_curve(
             lambda count: _compose(config, planned, count), steps, privacy.delta, privacy.accountant
@@ -133,13 +141,15 @@ def price_of_norms(plan: Plan) -> tuple[NormsPrice, NormsPrice] | None:
     """The plan with exact and with estimated norms: those of the configuration, or `"hutchinson"` with its probes.
 
     Returns:
-      What both need; None where norms cannot be estimated (no privacy, the RDP accountant, no gradients).
+      What both need; None where norms cannot be estimated (no privacy, the RDP accountant, no gradients, adaptive
+        thresholds).
 
     Raises:
       UserError: there is no model to count the groups of.
     """
     config = plan.config
-    if not config.privacy.enabled or config.privacy.accountant != "pld" or config.subspace.method == "zeroth_order":
+    gradients = config.subspace.method != "zeroth_order" and not config.clipping.adaptive
+    if not (gradients and config.privacy.enabled and config.privacy.accountant == "pld"):
         return None
     kind = "hutchinson" if config.clipping.norm == "exact" else config.clipping.norm
 

@@ -145,12 +145,16 @@ def _rows(plan: Plan, scores: list[dict[str, Any]], result: dict[str, Any] | Non
         last = scores[-1]
         rows.append(("held-out accuracy", f"{last['held_out_accuracy']:.4f} after step {last['step']}"))
         rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats"))
+        if "clipping_norm" in last:
+            rows.append(("adaptive clipping norm", f"{last['clipping_norm']:g} after step {last['step']}"))
     if result is not None:
         rows.append(("held-out examples", f"{result['held_out_examples']:,} (outside the guarantee)"))
     rows.append(("training examples", f"{plan.num_examples:,}"))
     rows.append(("guarantee", _guarantee(plan)))
     for phase in plan.phases:
         noise = "" if phase.noise_multiplier is None else f", noise multiplier {phase.noise_multiplier:.4g}"
+        if noise and plan.config.clipping.adaptive:
+            noise += f" ({phase.sum_noise_multiplier(plan.config):.4g} on the sum)"
         text = f"{phase.config.steps} steps of {phase.sampler.expected_batch_size:,.6g} examples{noise}"
         rows.append((f"phase {phase.config.name}", text))
     if result is not None:

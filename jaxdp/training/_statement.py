@@ -56,20 +56,20 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
         given = plan.config.clipping
         mechanism = (
-            f"sum of {_released(plan.config.subspace)} clipped to norm {clipping.bound:g} (rule {given.rule}, "
+            f"sum of {_released(plan.config.subspace)} clipped to {_bound(plan, phase)} (rule {given.rule}, "
             f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise, into "
-            f"{phase.config.optimizer}"
+            f"{phase.config.optimizer}{_counts(plan, phase)}"
         )
     full = isinstance(sampler, sampling.FullBatch)
-    # With estimated norms no single number bounds a contribution.
-    estimated = plan.config.clipping.norm != "exact"
+    # With estimated norms or adaptive thresholds no single number bounds a contribution.
+    varying = plan.config.clipping.norm != "exact" or plan.config.clipping.adaptive
     return accounting.Phase(
         name=phase.config.name,
         mechanism=mechanism,
         event=event,
         num_steps=phase.config.steps,
         noise_multiplier=phase.noise_multiplier or 0.0,
-        clipping_norm=None if phase.noise_multiplier is None or estimated else clipping.bound,
+        clipping_norm=None if phase.noise_multiplier is None or varying else clipping.bound,
         sampling="every example in every step" if full else "Poisson: each example by itself, anew in each step",
         num_examples=plan.num_examples,
         sampling_probability=sampler.sampling_probability,
@@ -88,6 +88,26 @@ def _released(subspace: SubspaceConfig) -> str:
 
 def _norms(clipping: ClippingConfig) -> str:
     return "exact" if clipping.norm == "exact" else f"estimated by {clipping.norm} with {clipping.probes} probes"
+
+
+def _bound(plan: Plan, phase: PhasePlan) -> str:
+    clipping = plan.config.clipping
+    bound = clip_spec(phase.config, clipping, phase.groups).bound
+    if not clipping.adaptive:
+        return f"norm {bound:g}"
+    return f"thresholds that start at norm {bound:g} and follow the {clipping.target_quantile:g} quantile of the norms"
+
+
+def _counts(plan: Plan, phase: PhasePlan) -> str:
+    """The second release of a step with adaptive thresholds."""
+    if not plan.config.clipping.adaptive:
+        return ""
+    own = phase.sum_noise_multiplier(plan.config)
+    shaped = ", in proportion to each threshold" if plan.config.clipping.noise_shape == "equal_budget" else ""
+    return (
+        "; and noisy counts of the examples below each threshold. The noise multiplier is that of both together: the "
+        f"sum's own is {own:.6g}{shaped}"
+    )
 
 
 def _groups(phase: PhasePlan, clipping: ClippingConfig) -> str:

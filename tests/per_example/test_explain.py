@@ -11,6 +11,7 @@ import pytest
 import jaxdp
 from jaxdp.norms import outer_squared_norm, prefers_reuse
 from jaxdp.norms._exact import exact_rule
+from jaxdp.per_example import _taps
 from tests.per_example.model_zoo import BATCH, ZOO, Case, layer_norm, normal, weights
 
 TOLERANCE = 1e-5
@@ -80,6 +81,14 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int, int]]:
     for name, rule in (("gram", "Gram"), ("vector", "Gram"), ("product", "product"), ("tiled", "tiled product")):
         record("jaxdp.norms._exact", f"_{name}_squared_norm", rule)
     record("jaxdp.per_example._contracted", "clipped_outer_sum", "product, once")
+    report = _taps._report
+
+    def reported(use, mode, *rest):
+        if mode is _taps.Mode.PRODUCT:
+            seen.add(("product, kept", *use.shape))
+        return report(use, mode, *rest)
+
+    monkeypatch.setattr(_taps, "_report", reported)
     return seen
 
 
@@ -116,7 +125,7 @@ def test_rules_of_the_model_differ_between_its_kernels() -> None:
     case = stack_of_layers()
     rules = by_row(jaxdp.explain(case.loss, case.params, case.batch, method="ghost"), "rule")
     assert rules["params['layers']['w']"] == {"Gram"}
-    assert rules["params['first']"] == rules["params['last']"] == {"product"}
+    assert rules["params['first']"] == rules["params['last']"] == {"product, kept"}
 
 
 @pytest.mark.quick
@@ -204,7 +213,8 @@ def test_auto_takes_one_pass_where_xla_shares_the_backward_pass(monkeypatch: pyt
     monkeypatch.setattr("jaxdp.per_example._plan.FACTOR_ALLOWANCE", 0.0)
     plain, remat = stack_of_layers(scanned=False), stack_of_layers(jax.checkpoint, scanned=False)
     assert places(jaxdp.explain(plain.loss, plain.params, plain.batch)) == {"end of pass"}
-    assert places(jaxdp.explain(remat.loss, remat.params, remat.batch)) == {"second pass"}
+    rows = jaxdp.explain(remat.loss, remat.params, remat.batch).rows
+    assert {row.clipped for row in rows if row.inside} == {"second pass"}
 
 
 def scans(case: Case, **options) -> int:
@@ -242,7 +252,9 @@ def test_one_program_may_clip_in_uses_in_steps_and_in_a_second_pass(monkeypatch:
     case = stack_of_layers(jax.checkpoint)
     groups = lambda path: path if "'w'" in path or "last" in path else "rest"
     plan = jaxdp.explain(case.loss, case.params, case.batch, groups=groups)
-    assert places(plan) == {"in the use", "second pass"}
+    assert places(plan) == {"in the use", "second pass", "end of pass"}
+    # What is held instead of its factors needs no second pass.
+    assert {row.rule for row in plan.rows if row.clipped == "end of pass"} == {"product, kept"}
     found = jax.jit(clipped(case, groups))(case.params, case.batch)
     assert_same(found, jax.jit(clipped(case, groups, method="materialize"))(case.params, case.batch))
     groups = lambda path: "rest" if "'scale'" in path else path.replace("['b']", "['w']")

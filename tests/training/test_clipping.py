@@ -1,5 +1,6 @@
 """`[clipping]`: groups, how norms are found, and what of it the plan, the run and the statement agree on."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 import jaxdp
-from jaxdp import accounting, training
+from jaxdp import accounting, sampling, training
 from jaxdp.training._classifier import load_classifier
-from jaxdp.training._clipping import clip_spec, groups_of
+from jaxdp.training._clipping import clip_spec, groups_of, threshold_metrics
 from jaxdp.training._loop import phase_transformation
 from jaxdp.training._plan import plan_from_saved, saved_plan
 from jaxdp.training._statement import make_statement
@@ -97,3 +98,70 @@ def test_groups_that_mean_nothing_are_refused(config_file):
     ):
         with pytest.raises(training.UserError, match=sentence):
             plan_of(config_file, *overrides)
+
+
+ADAPTIVE = (("clipping.adaptive", "true"), ("clipping.groups", "layer"), ("clipping.indicator_noise", "4.0"))
+
+
+@pytest.mark.quick
+def test_adaptive_thresholds_are_accounted_jointly_and_the_statement_says_so(config_file):
+    plan, fixed = plan_of(config_file, *ADAPTIVE), plan_of(config_file)
+    # One Gaussian release: the budget is that of fixed thresholds, and the sum has the noise that the counts leave.
+    assert plan.event == fixed.event and plan.epsilon == fixed.epsilon
+    top = plan.phases[1]
+    noise = top.sum_noise_multiplier(plan.config)
+    assert noise**-2 + 2 / (4 * 4.0**2) == pytest.approx((top.noise_multiplier or 0.0) ** -2)
+    statement = make_statement(plan, seeded=False)
+    assert (
+        statement.phases[1].clipping_norm is None and f"the sum's own is {noise:.6g}" in statement.phases[1].mechanism
+    )
+    assert "follow the 0.5 quantile of the norms (rule flat, groups layer, 2 of them" in statement.phases[1].mechanism
+    statement.verify()
+
+
+@pytest.mark.parametrize("shape", ["isotropic", "equal_budget"])
+def test_a_phase_adapts_its_thresholds_as_the_library_does(config_file, shape):
+    plan = plan_of(config_file, *ADAPTIVE, ("clipping.noise_shape", shape), ("phase.2.optimizer", "sgd"))
+    params = {"encoder/layers/1/output_norm/scale": jnp.ones(3), "head/kernel": jnp.ones((2, 2))}
+    groups = {path: path.rpartition("/")[0] for path in params}
+    plan = dataclasses.replace(plan, phases=(plan.phases[0], dataclasses.replace(plan.phases[1], groups=groups)))
+    loss = lambda p, x: jnp.sum(x) * (3 * jnp.sum(p["head/kernel"]) + jnp.sum(p["encoder/layers/1/output_norm/scale"]))
+    grads: Any = jaxdp.per_example_grad(loss)(params, jnp.linspace(0.0, 1.0, 5))
+    tx = phase_transformation(plan, 1, jax.random.key(0))
+    size = plan.phases[1].sampler.expected_batch_size
+    library = jaxdp.transforms.adaptive_dpsgd(
+        initial_norm=1.0, noise_multiplier=1.0, expected_batch_size=size, indicator_noise_stddev=4.0, groups="param",
+        normalize=True, noise_shape=shape, key=jax.random.fold_in(sampling.streams(jax.random.key(0)).noise, 1),
+    )  # fmt: skip
+
+    def two_steps(tx: Any) -> Any:
+        state = tx.init(params)
+        _, state = tx.update(grads, state, params)
+        return tx.update(grads, state, params)
+
+    (ours, state), (theirs, expected) = (jax.jit(two_steps, static_argnums=0)(x) for x in (tx, library))
+    ratios = [jax.tree.leaves(ours)[i] / jax.tree.leaves(theirs)[i] for i in range(2)]
+    # What follows is the learning rate of plain SGD.
+    for ratio in ratios:
+        assert jnp.allclose(ratio, ratios[0].ravel()[0], rtol=1e-4)
+    thresholds = expected[0].thresholds
+    assert thresholds[0] != thresholds[1]
+    assert threshold_metrics(state)["clipping_norm"] == pytest.approx(float(jnp.linalg.norm(thresholds)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ((("clipping.adaptive", "true"), *ESTIMATED), "the two on the same examples have not been analysed"),
+        ((("clipping.noise_shape", "equal_budget"),), "differs from .isotropic. only between groups"),
+        ((("clipping.adaptive", "true"), ("subspace.method", "grape")), "takes fixed thresholds"),
+        (
+            (*ADAPTIVE[:2], ("clipping.indicator_noise", "0.4")),
+            "leaves nothing for the sum at a noise multiplier of 4 with 1 group",
+        ),
+        ((*ADAPTIVE, ("clipping.floor", "0.8")), "clipping.floor is 0.8, above the first threshold of phase top, 0.7"),
+    ],
+)
+def test_adaptive_thresholds_that_cannot_be_are_refused(config_file, overrides, sentence):
+    with pytest.raises(training.UserError, match=sentence):
+        plan_of(config_file, *overrides)
