@@ -129,7 +129,7 @@ class Frame:
 def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     """All runs that are not in the file yet."""
     path = settings.output / f"{RESULTS}.json"
-    found = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
     frame = Frame(settings)
     phase = frame.plan.phases[0]
     found |= {

@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 if __package__ in (None, ""):
     # Run by its path, Python would look for modules beside this file, where `tables` and `flops` are not its own.
@@ -48,14 +48,15 @@ class Settings:
     """A Markdown document whose place `<!-- results accuracy -->` receives the table."""
 
 
-def measure(settings: Settings) -> dict:
+def measure(settings: Settings) -> dict[str, Any]:
     """All rows that are not in the file yet, variant by variant."""
     path = settings.output / f"{RESULTS}.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": []}
     found["machine"] = machine.facts("float32")
     say = lambda line: print(line, file=sys.stderr, flush=True)
     every = 4
     for source in settings.sources:
+        task = None
         for variant in settings.variants:
             done = [row for row in found["rows"] if (row["task"], row["variant"]) == (source, variant)]
             if {row["epsilon"] for row in done} >= set(settings.epsilons):
@@ -69,13 +70,14 @@ def measure(settings: Settings) -> dict:
                 variants=(variant,),
             )
             found["rows"] = [row for row in found["rows"] if row not in done]
-            found["rows"] += training.measure([training.load(source, settings.cache)], plan, say)
+            task = task or training.load(source, settings.cache)
+            found["rows"] += training.measure([task], plan, say)
             settings.output.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 
-def table(found: dict) -> str:
+def table(found: dict[str, Any]) -> str:
     """One line for each corpus, budget and variant."""
     lines = [
         "| corpus | epsilon | | learning rate | held-out accuracy (each run) | spread (sd) |",
@@ -90,7 +92,7 @@ def table(found: dict) -> str:
     return "\n".join([*lines, "", tables.machine_line(found["machine"])])
 
 
-def main(arguments: list[str] | None = None) -> dict:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """The command."""
     settings = tyro.cli(Settings, args=arguments, description=Settings.__doc__)
     found = measure(settings)

@@ -55,8 +55,8 @@ class Task:
     """Features and labels, for training (private) and for evaluation (held out)."""
 
     name: str
-    train: tuple[np.ndarray, np.ndarray]
-    held_out: tuple[np.ndarray, np.ndarray]
+    train: tuple[Any, Any]
+    held_out: tuple[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +90,10 @@ def load(source: str, cache: Path, limit: int | None = None) -> Task:
     other = SOURCES[1 - SOURCES.index(source)]
     public = _encoded(other, cache, limit)[0][0]
     center = public.mean(axis=0, keepdims=True)
-    train, held_out = ((part - center) * 1.5 for part in features)
-    return Task(source, (train, labels[0]), (held_out, labels[1]))
+    train, held_out = (jnp.asarray((part - center) * 1.5) for part in features)
+    return Task(source, (train, jnp.asarray(labels[0])), (held_out, jnp.asarray(labels[1])))
 
 
-@functools.lru_cache
 def _encoded(source: str, cache: Path, limit: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
     from jaxdp.training._classifier import load_classifier
     from jaxdp.training._config_io import parse_config
@@ -157,10 +156,8 @@ class Trainer:
 
         self.chain = chain
         update = chain(jax.random.key(0)).update
-        train = jax.tree.map(jnp.asarray, task.train)
-        held_out, labels = jax.tree.map(jnp.asarray, task.held_out)
 
-        def step(carry: Any, number: Any) -> tuple[Any, None]:
+        def step(train: Any, carry: Any, number: Any) -> tuple[Any, None]:
             params, state, key, rate = carry
             drawn = self.sampler.sample(key, number)
             batch = jax.tree.map(lambda rows: rows[drawn.indices], train)
@@ -170,9 +167,11 @@ class Trainer:
             params = jax.tree.map(lambda p, u: p - rate * slower * u, params, updates)
             return (params, state, key, rate), None
 
+        # The data are arguments: enclosed, they would be copied into every program.
         @jax.jit
-        def block(carry: Any, first: Any) -> tuple[Any, Any]:
-            carry, _ = jax.lax.scan(step, carry, first + jnp.arange(plan.every))
+        def block(carry: Any, first: Any, train: Any, evaluation: Any) -> tuple[Any, Any]:
+            held_out, labels = evaluation
+            carry, _ = jax.lax.scan(functools.partial(step, train), carry, first + jnp.arange(plan.every))
             correct = jnp.argmax(logits(carry[0], held_out), axis=-1) == labels
             return carry, jnp.mean(correct)
 
@@ -186,7 +185,7 @@ class Trainer:
         state = self.chain(noise).init(params)
         carry, accuracies, ranks, ratios = (params, state, batches, jnp.float32(rate)), [], [], []
         for first in range(0, self.plan.steps, self.plan.every):
-            carry, accuracy = self.block(carry, jnp.int32(first))
+            carry, accuracy = self.block(carry, jnp.int32(first), self.task.train, self.task.held_out)
             accuracies.append(float(accuracy))
             denoiser = next(filter(_is_denoiser, jax.tree.leaves(carry[1], is_leaf=_is_denoiser)), None)
             if denoiser is not None:
