@@ -142,7 +142,7 @@ def _training_table(rows: list[dict[str, Any]]) -> str:
         "| corpus | epsilon | gradient | optimiser | final accuracy (each seed) | steps to 95 % | steps to 90 % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in training.summaries(rows):
         final, spread = sum(row["final"]) / len(row["final"]), ", ".join(f"{x:.3f}" for x in row["final"])
         counts = [", ".join("never" if n is None else str(n) for n in row[f"steps_to_{share}"]) for share in (95, 90)]
         lines.append(

@@ -208,32 +208,42 @@ def calibrated(event: Any, epsilon: float, what: tuple) -> float:
 
 
 def measure(tasks: Iterable[Task], plan: Plan, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """One row for each task, budget, optimiser and variant.
+    """One row for each task, optimiser, variant and budget, as soon as it is there.
 
     The learning rate is that of the best final accuracy of a run of another seed at the largest budget: the same search
     for every variant, and outside the guarantee.
     """
     for task in tasks:
         trainer_of = functools.lru_cache(functools.partial(Trainer, task, plan))
-        chosen: dict[tuple[str, str], float] = {}
         for optimizer in plan.optimizers:
             for variant in ("raw",) if optimizer == "adam_corrected" else plan.variants:
                 trainer = trainer_of(max(plan.epsilons), variant, optimizer)
                 found = {rate: trainer.run(0, rate)["accuracies"][-1] for rate in LEARNING_RATES[optimizer]}
-                chosen[optimizer, variant] = max(found, key=found.__getitem__)
+                rate = max(found, key=found.__getitem__)
                 say(f"{task.name} {optimizer} {variant}: " + str({k: round(v, 4) for k, v in found.items()}))
-        for epsilon in plan.epsilons:
-            rows = []
-            for (optimizer, variant), rate in chosen.items():
-                trainer = trainer_of(epsilon, variant, optimizer)
-                runs = [trainer.run(seed, rate) for seed in plan.seeds]
-                rows.append({"variant": variant, "optimizer": optimizer, "learning_rate": rate, "runs": runs})
-            # The goal is the same for all: the best mean accuracy that any of them ends with.
-            best = max(statistics.mean(run["accuracies"][-1] for run in row["runs"]) for row in rows)
-            for row in rows:
-                result = {"task": task.name, "epsilon": epsilon, **row, **summary(row["runs"], best, plan.every)}
-                say(f"{task.name} epsilon {epsilon:g} {row['optimizer']} {row['variant']}: final {result['final']}")
-                yield result
+                for epsilon in plan.epsilons:
+                    trainer = trainer_of(epsilon, variant, optimizer)
+                    runs = [trainer.run(seed, rate) for seed in plan.seeds]
+                    final = [run["accuracies"][-1] for run in runs]
+                    say(f"{task.name} epsilon {epsilon:g} {optimizer} {variant}: final {final}")
+                    row = {"task": task.name, "epsilon": epsilon, "variant": variant, "optimizer": optimizer}
+                    yield row | {"learning_rate": rate, "every": plan.every, "final": final, "runs": runs}
+
+
+def summaries(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table, sorted, with the steps that each run took to 90% and 95% of the best mean final accuracy.
+
+    The goal is the same for all rows of a task and budget: the best mean that any of them ends with.
+    """
+    optimizers, variants = list(RULES), [*VARIANTS, *SUBSPACES]
+    place = lambda row: (row["epsilon"], optimizers.index(row["optimizer"]), variants.index(row["variant"]))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    found = []
+    for row in sorted(rows, key=lambda row: (tasks.index(row["task"]), *place(row))):
+        rivals = [r for r in rows if (r["task"], r["epsilon"]) == (row["task"], row["epsilon"])]
+        best = max(statistics.mean(rival["final"]) for rival in rivals)
+        found.append(row | summary(row["runs"], best, row["every"]))
+    return found
 
 
 def summary(runs: list[dict[str, Any]], best: float, every: int) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_every_part_is_measured_and_put_into_the_document(small, tmp_path, capsy
     assert [row["variant"] for row in results["training"]] == ["raw", "keep_bulk", "raw"]
     assert results["training"][2]["optimizer"] == "adam_corrected"
     assert 0 < results["spectra"][0]["raw"]["sd"] < 0.5
-    for row in results["training"]:
+    for row in training.summaries(results["training"]):
         assert len(row["final"]) == 1 and row["final"][0] > 0.8 and row["steps_to_90"][0] <= 8
     page = document.read_text()
     assert "old" not in page
