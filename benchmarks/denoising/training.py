@@ -71,7 +71,7 @@ class Plan:
       seeds: one run for each, with its own start, batches and noise.
       epsilons: budgets.
       optimizers: among RULES.
-      variants: among VARIANTS and SUBSPACES.
+      variants: among VARIANTS and SUBSPACES; all VARIANTS if not given.
     """
 
     hidden: int = 64
@@ -81,7 +81,7 @@ class Plan:
     seeds: tuple[int, ...] = (1, 2, 3)
     epsilons: tuple[float, ...] = (3.0, 8.0)
     optimizers: tuple[str, ...] = tuple(RULES)
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] | None = None
 
 
 def load(source: str, cache: Path, limit: int | None = None) -> Task:
@@ -216,7 +216,7 @@ def measure(tasks: Iterable[Task], plan: Plan, say: Callable[[str], None]) -> It
     for task in tasks:
         trainer_of = functools.lru_cache(functools.partial(Trainer, task, plan))
         for optimizer in plan.optimizers:
-            for variant in ("raw",) if optimizer == "adam_corrected" else plan.variants:
+            for variant in ("raw",) if optimizer == "adam_corrected" else plan.variants or VARIANTS:
                 trainer = trainer_of(max(plan.epsilons), variant, optimizer)
                 found = {rate: trainer.run(0, rate)["accuracies"][-1] for rate in LEARNING_RATES[optimizer]}
                 rate = max(found, key=found.__getitem__)
