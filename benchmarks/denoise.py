@@ -29,8 +29,10 @@ class Settings:
 
     parts: tuple[Part, ...] = ("spectra", "overhead", "training")
     """spectra: cosine and error for known signals; overhead: time beside a step; training: accuracy on real texts."""
+    draws: int = 5
+    """Draws of each spectrum."""
     repeats: int = 3
-    """Draws of each spectrum, and timed rounds of the overhead."""
+    """Timed rounds of the overhead."""
     scale: Literal["full", "tiny"] = "full"
     """tiny tries everything out on small shapes; its numbers mean nothing."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -39,6 +41,8 @@ class Settings:
     """Budgets of the training runs."""
     sources: tuple[Literal["tweets", "movie_sentences"], ...] = training.SOURCES
     """Corpora of the training runs."""
+    optimizers: tuple[Literal["sgd", "adam", "adam_corrected"], ...] = ("sgd", "adam", "adam_corrected")
+    """Update rules of the training runs: with momentum, Adam, and Adam less the variance of the noise."""
     steps: int = 60
     """Updates of a training run."""
     cache: Path = Path("runs/features")
@@ -51,7 +55,7 @@ class Settings:
     """Measure nothing: print, and fill the document, from this file."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "steps"):
+        for name in ("draws", "repeats", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
 
@@ -63,13 +67,19 @@ def measure(settings: Settings, say: Callable[[str], None]) -> dict[str, Any]:
     try:
         if "spectra" in settings.parts:
             sizes = ((16, 24),) if tiny else spectra.SIZES
-            _collect(results["spectra"], spectra.measure(sizes, settings.repeats, say), results, settings)
+            _collect(results["spectra"], spectra.measure(sizes, settings.draws, say), results, settings)
         if "overhead" in settings.parts:
             results["overhead"] = overhead.measure(workloads.build("w1", settings.scale), settings.repeats, say)
         if "training" in settings.parts:
             every = 4
             steps = -(-settings.steps // every) * every
-            plan = training.Plan(steps=steps, every=every, seeds=settings.seeds, epsilons=settings.epsilons)
+            plan = training.Plan(
+                steps=steps,
+                every=every,
+                seeds=settings.seeds,
+                epsilons=settings.epsilons,
+                optimizers=settings.optimizers,
+            )
             limit = 200 if tiny else None
             tasks = (training.load(source, settings.cache, limit) for source in settings.sources)
             _collect(results["training"], training.measure(tasks, plan, say), results, settings)
@@ -99,8 +109,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
         found["spectra"] = _spectra_table(rows)
     if results.get("overhead"):
         found["overhead"] = _overhead_table(results["overhead"], results["machine"])
-    if rows := results.get("training"):
-        found["training"] = _training_table(rows)
+    for name, of_adam in (("training", False), ("training adam", True)):
+        if rows := [row for row in results.get("training", ()) if row["optimizer"].startswith("adam") is of_adam]:
+            found[name] = _training_table(rows)
     return found
 
 
@@ -108,9 +119,9 @@ def _spectra_table(rows: list[dict[str, Any]]) -> str:
     names = ["raw", *spectra.METHODS]
     lines = ["| size | spectrum | SNR | " + " | ".join(names) + " |", "|---|---|---|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{row[name]['cosine']:.3f} ({row[name]['error']:.2f})" for name in names]
+        cells = [f"{row[name]['cosine']:.3f} ± {row[name]['sd']:.3f} ({row[name]['error']:.2f})" for name in names]
         lines.append(f"| {row['m']} x {row['n']} | {row['spectrum']} | {row['snr']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Means over {rows[0]['repeats']} draws."])
+    return "\n".join([*lines, "", f"Means and standard deviations over {rows[0]['repeats']} draws."])
 
 
 def _overhead_table(result: dict[str, Any], facts: dict[str, Any]) -> str:
@@ -131,7 +142,7 @@ def _training_table(rows: list[dict[str, Any]]) -> str:
         "| corpus | epsilon | gradient | optimiser | final accuracy (each seed) | steps to 95 % | steps to 90 % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in training.summaries(rows):
         final, spread = sum(row["final"]) / len(row["final"]), ", ".join(f"{x:.3f}" for x in row["final"])
         counts = [", ".join("never" if n is None else str(n) for n in row[f"steps_to_{share}"]) for share in (95, 90)]
         lines.append(

@@ -1,5 +1,6 @@
 """How much nearer the denoised matrix is to the signal, for spectra and sizes that occur."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -38,7 +39,8 @@ def measure(sizes: tuple[tuple[int, int], ...], repeats: int, say: Callable[[str
                 row = {"m": m, "n": n, "spectrum": name, "snr": snr, "repeats": repeats}
                 for key in found[0]:
                     cosines, errors = zip(*(result[key] for result in found), strict=True)
-                    row[key] = {"cosine": float(np.mean(cosines)), "error": float(np.mean(errors))}
+                    sd = float(np.std(cosines, ddof=1)) if repeats > 1 else 0.0
+                    row[key] = {"cosine": float(np.mean(cosines)), "sd": sd, "error": float(np.mean(errors))}
                 say(f"{m} x {n}, {name}, SNR {snr}: keep_bulk {row['keep_bulk']['cosine']:.3f}")
                 yield row
 
@@ -49,9 +51,10 @@ def _compiled(options: dict[str, Any]) -> Any:
 
 
 def _one(m: int, n: int, spectrum: Any, snr: float, seed: int, steps: dict[str, Any]) -> dict[str, tuple[float, float]]:
-    draw = np.random.default_rng(seed)
+    # Bases and noise from streams of their own.
+    draw = np.random.default_rng([seed, 1])
     values = spectrum(np.arange(1, min(m, n) + 1, dtype=float))
-    left, right = (np.linalg.qr(draw.normal(size=(size, len(values))))[0] for size in (m, n))
+    left, right = (_orthonormal(seed + shift, size, len(values)) for shift, size in ((0, m), (1 << 20, n)))
     signal = (left * values) @ right.T
     signal *= snr * np.sqrt(m * n) / np.linalg.norm(signal)
     noisy = [jnp.asarray(signal + draw.normal(size=(m, n)), jnp.float32) for _ in range(STEPS)]
@@ -63,6 +66,11 @@ def _one(m: int, n: int, spectrum: Any, snr: float, seed: int, steps: dict[str, 
             denoised, state = step(matrix, state)
         found[name] = _compare(np.asarray(denoised), signal)
     return found
+
+
+@functools.lru_cache(32)
+def _orthonormal(seed: int, size: int, count: int) -> np.ndarray:
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(size, count)))[0]
 
 
 def _compare(found: np.ndarray, signal: np.ndarray) -> tuple[float, float]:

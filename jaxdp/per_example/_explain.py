@@ -22,10 +22,13 @@ from jaxdp.per_example._costs import (
     sum_of_use,
     training_flops,
 )
-from jaxdp.per_example._explanation import Explanation, PlannedUse
+from jaxdp.per_example._explanation import Explanation, PlannedUse, RankCost
 from jaxdp.per_example._families import Family, Member, adds_up, reused
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign, factor_bytes, trace
+from jaxdp.per_example._prediction import MEAN_GRADIENTS, predict
+from jaxdp.per_example._projected import matrix_axes
+from jaxdp.per_example._projection import MatrixAxes
 from jaxdp.per_example._rewrite import Site
 from jaxdp.per_example._rules import check_rules, primitive_of
 from jaxdp.per_example._taps import Mode
@@ -47,6 +50,9 @@ def explain(
     rules: Mapping[str, Any] | None = None,
     norm: Norm = EXACT,
     has_aux: bool = False,
+    ranks: Sequence[int] = (),
+    noise_multiplier: float | int | None = None,
+    expected_batch_size: float | int | None = None,
 ) -> Explanation:
     r"""How a clipped sum is found at every use of every parameter, and what that is predicted to cost.
 
@@ -66,13 +72,18 @@ def explain(
       rules: as for `per_example_grad`: from paths as they are printed here to `"gram"` or `"materialize"`.
       norm: how norms are found, as for `jaxdp.transforms.clip`.
       has_aux: whether the loss returns a pair.
+      ranks: dimensions of random subspaces (`jaxdp.transforms.grape` of all matrices) whose cost in accuracy is to be
+        predicted, by the law of `jaxdp.transforms.predicted_cosine`.
+      noise_multiplier: $\sigma$, which that needs.
+      expected_batch_size: likewise; the number of examples of `batch` if not given.
 
     Returns:
-      An `Explanation`: one row for each use, totals, and a line of advice.
+      An `Explanation`: one row for each use, totals, a line of advice, and the cosine of an update with the gradient
+      for every rank.
 
     Raises:
       TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
-      ValueError: an argument that `per_example_grad` would refuse.
+      ValueError: an argument that `per_example_grad` would refuse; ranks without a noise multiplier.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxdp
@@ -88,6 +99,7 @@ def explain(
     check_method(method)
     check_rules(rules, method)
     check_norm(norm)
+    _check_ranks(ranks, noise_multiplier)
     _check.check_params(params)
     size = _check.check_batch(batch, None)
     traced = trace(_check.call_loss(loss, has_aux), params, batch, rules, None if isinstance(norm, Exact) else norm)
@@ -106,7 +118,49 @@ def explain(
         second_pass_flops=size * second_pass_flops(sites) if two_passes else 0.0,
         params_bytes=traced.num_bytes,
         advice=_advice(method, rows, extra, traced.num_bytes),
+        ranks=_rank_costs(traced, leaves, ranks, noise_multiplier or 0.0, expected_batch_size or size),
     )
+
+
+def _rank_costs(
+    traced: Traced, leaves: Sequence[Any], ranks: Sequence[int], noise_multiplier: float | int, size: float | int
+) -> tuple[RankCost, ...]:
+    """What projecting all matrices of the loss costs, for some lengths of the mean clipped gradient."""
+    if not ranks:
+        return ()
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    sizes = [math.prod(shape) for shape in shapes]
+    found = [
+        matrix_axes(list(traced.sites_of(i).values()), len(shape), traced.stacks[i]) for i, shape in enumerate(shapes)
+    ]
+    sides = [
+        math.prod(shape[a] for a in axes.side(shape, "smaller")) if isinstance(axes, MatrixAxes) else 0
+        for axes, shape in zip(found, shapes, strict=True)
+    ]
+    return tuple(
+        RankCost(
+            rank,
+            mean,
+            predict(
+                sizes,
+                [side if side > rank else None for side in sides],
+                rank=rank,
+                noise_multiplier=noise_multiplier,
+                mean_gradient=mean,
+                expected_batch_size=size,
+            ),
+        )
+        for rank in ranks
+        for mean in MEAN_GRADIENTS
+    )
+
+
+def _check_ranks(ranks: Sequence[int], noise_multiplier: float | int | None) -> None:
+    for rank in ranks:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"ranks has {rank!r}: give whole numbers of at least 1.")
+    if ranks and noise_multiplier is None:
+        raise ValueError("noise_multiplier is missing: what a rank costs depends on the noise, so give it with ranks.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Hashable
 
+from jaxdp.per_example._prediction import Prediction
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedUse:
@@ -38,6 +40,21 @@ class PlannedUse:
 
 
 @dataclasses.dataclass(frozen=True)
+class RankCost:
+    """What a random subspace is predicted to cost.
+
+    Attributes:
+      rank: its dimension.
+      mean_gradient: assumed length of the mean clipped gradient, in clipping norms.
+      prediction: cosines of the first update with the gradient, with and without the projection.
+    """
+
+    rank: int
+    mean_gradient: float
+    prediction: Prediction
+
+
+@dataclasses.dataclass(frozen=True)
 class Explanation:
     """What a clipped sum does and costs; `str()` of it is a table.
 
@@ -49,6 +66,7 @@ class Explanation:
       second_pass_flops: what the second backward pass repeats of them, zero where there is one pass.
       params_bytes: the size of the parameters.
       advice: the one thing that would help most.
+      ranks: what random subspaces would cost, where that was asked for.
     """
 
     method: str
@@ -58,6 +76,7 @@ class Explanation:
     second_pass_flops: float
     params_bytes: int
     advice: str
+    ranks: tuple[RankCost, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -107,8 +126,17 @@ class Explanation:
                 text(total),
                 f"Training without privacy: {_giga(self.training_flops)} GFLOP in matrix products{again}.",
                 self.advice,
+                *map(_rank_line, self.ranks),
             )
         )
+
+
+def _rank_line(cost: RankCost) -> str:
+    found = cost.prediction
+    return (
+        f"Rank {cost.rank}, mean clipped gradient of {cost.mean_gradient:g} clipping norms: cosine of an update with "
+        f"the gradient {found.projected:.4f}, {found.full:.4f} in the full space, {found.loss:.1%} lost."
+    )
 
 
 def _giga(flops: float) -> str:

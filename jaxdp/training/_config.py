@@ -155,6 +155,9 @@ class SubspaceConfig(_Section):
         description='"none" (all parameters), "grape" (random subspaces of matrices) or "zeroth_order" (differences of '
         "two losses, no backward pass)",
     )
+    phases: tuple[str, ...] | None = Field(
+        None, description="names of the phases that train so; all if not given, and the others in the full space"
+    )
     rank: Count = Field(16, description="dimension of the subspaces of grape")
     refresh_every: Count = Field(100, description="steps that one subspace of grape lasts")
     projection: Literal["gaussian", "orthonormal"] = Field("gaussian", description="the subspaces' bases")
@@ -319,13 +322,18 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _privatises_in_one_space(self) -> "Config":
-        if self.subspace.method != "none" and self.denoise.enabled:
+        names = [phase.name for phase in self.phase]
+        unknown = [name for name in self.subspace.phases or () if name not in names]
+        if unknown:
+            raise ValueError(f'subspace.phases has "{unknown[0]}", which is no phase: use names among {names}.')
+        finite_differences = [p for p in self.phase if self.subspace_of(p).method == "zeroth_order"]
+        if finite_differences and self.denoise.enabled:
             raise ValueError(
-                f'denoise.enabled is true with subspace.method = "{self.subspace.method}": what a subspace leaves of a '
-                "matrix has no spectrum to denoise, so remove one of them."
+                'denoise.enabled is true with subspace.method = "zeroth_order", which has no matrices: remove one of '
+                "them."
             )
         clipping = self.clipping
-        if self.subspace.method == "zeroth_order" and (clipping.groups, clipping.norm) != ("all", "exact"):
+        if finite_differences and (clipping.groups, clipping.norm) != ("all", "exact"):
             raise ValueError(
                 f'clipping has groups = {clipping.groups!r} and norm = "{clipping.norm}" with subspace.method = '
                 '"zeroth_order", which clips one number for each direction: use groups = "all" and norm = "exact".'
@@ -335,8 +343,8 @@ class Config(_Section):
                 f'clipping.adaptive is true with subspace.method = "{self.subspace.method}", which takes fixed '
                 "thresholds: remove one of them."
             )
-        corrected = [phase.name for phase in self.phase if phase.optimizer == "adam_corrected"]
-        if self.subspace.method == "zeroth_order" and corrected:
+        corrected = [phase.name for phase in finite_differences if phase.optimizer == "adam_corrected"]
+        if corrected:
             raise ValueError(
                 f'phase "{corrected[0]}" has optimizer = "adam_corrected" with subspace.method = "zeroth_order", whose '
                 'noise is not on single parameters: use "adam".'
@@ -364,6 +372,11 @@ class Config(_Section):
             name = "denoise.enabled" if self.denoise.enabled else f'phase.{corrected[0]}.optimizer = "adam_corrected"'
             raise ValueError(f"{name} has no meaning with privacy.enabled = false, without noise: remove it.")
         return self
+
+    def subspace_of(self, phase: PhaseConfig) -> SubspaceConfig:
+        """In which space a phase trains."""
+        chosen = self.subspace.phases
+        return self.subspace if chosen is None or phase.name in chosen else SubspaceConfig()  # pyright: ignore
 
     @property
     def total_steps(self) -> int:

@@ -231,7 +231,7 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
         phase.sampler.expected_batch_size,
         noise,
         plan.config.denoise,
-        plan.config.subspace,
+        plan.config.subspace_of(phase.config),
         phase.groups,
     )
 

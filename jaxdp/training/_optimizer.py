@@ -113,7 +113,7 @@ def _updates(
     between = () if denoiser is None else (denoiser,)
     if subspace is None or subspace.method == "none":
         return optax.chain(mean, *between, make_optimizer(phase))
-    return in_subspace(subspace, mean, make_direction(phase), make_step_length(phase), key)
+    return in_subspace(subspace, (mean, *between), make_direction(phase), make_step_length(phase), key)
 
 
 def make_denoiser(denoise: DenoiseConfig) -> optax.GradientTransformation:

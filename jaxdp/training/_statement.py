@@ -54,9 +54,9 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
     else:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
-        given = plan.config.clipping
+        given, released = plan.config.clipping, _released(plan.config.subspace_of(phase.config))
         mechanism = (
-            f"sum of {_released(plan.config.subspace)} clipped to {_bound(plan, phase)} (rule {given.rule}, "
+            f"sum of {released} clipped to {_bound(plan, phase)} (rule {given.rule}, "
             f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise, into "
             f"{phase.config.optimizer}{_counts(plan, phase)}"
         )

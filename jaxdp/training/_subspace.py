@@ -6,11 +6,9 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from jaxdp import transforms
+from jaxdp.per_example._prediction import MEAN_GRADIENTS
 from jaxdp.training._config import Config, PhaseConfig, SubspaceConfig
 from jaxdp.training._shapes import trained_shapes
-
-# Lengths of the mean clipped gradient, in clipping norms, for which a rank's cost is shown.
-MEAN_GRADIENTS = (1.0, 0.3, 0.1)
 
 
 def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
@@ -20,19 +18,20 @@ def is_kernel(path: str, shape: tuple[int, ...]) -> bool:
 
 def in_subspace(
     subspace: SubspaceConfig,
-    private: optax.GradientTransformation,
+    private: tuple[optax.GradientTransformation, ...],
     direction: optax.GradientTransformation,
     rest: optax.GradientTransformation,
     key: PRNGKeyArray,
 ) -> optax.GradientTransformation:
-    """Privatise in the subspace; `direction` (moments) inside it too, `rest` (decay, learning rate) behind it.
+    """Privatise (and denoise) in the subspace; `direction` (moments) inside too, `rest` (decay, rate) behind it.
 
     Directions of finite differences are other ones at every step, so there the moments come behind as well.
     """
     if subspace.method == "zeroth_order":
-        found = transforms.zeroth_order(private, key=key, directions=subspace.directions, scale=subspace.scale)
+        (mechanism,) = private
+        found = transforms.zeroth_order(mechanism, key=key, directions=subspace.directions, scale=subspace.scale)
         return optax.chain(found, direction, rest)
-    inside = optax.chain(private, direction)
+    inside = optax.chain(*private, direction)
     grape = transforms.grape(
         inside,
         rank=subspace.rank,
@@ -48,6 +47,8 @@ def predictions(
     config: Config, noise_multiplier: float, phase: PhaseConfig, expected_batch_size: float
 ) -> list[tuple[float, transforms.Prediction]]:
     """Cosines of a phase's first update for a few lengths of its mean clipped gradient; none without a projection."""
+    if config.subspace_of(phase).method != "grape":
+        return []
     params = trained_shapes(config, phase)
     predict: Callable[[float], transforms.Prediction] = lambda mean: transforms.predicted_cosine(
         params,

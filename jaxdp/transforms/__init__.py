@@ -1,5 +1,6 @@
 """Differential privacy as `optax.GradientTransformation`s."""
 
+from jaxdp.per_example._prediction import Prediction
 from jaxdp.transforms._adam_bias_correction import CorrectedAdamState, scale_by_corrected_adam
 from jaxdp.transforms._adaptive import AdaptiveClip, AdaptiveClipState, adaptive_clip
 from jaxdp.transforms._block_pruning import prune_blocks
@@ -11,7 +12,7 @@ from jaxdp.transforms._grape import GRAPE, GrapeState, grape
 from jaxdp.transforms._noise import GaussianNoiseState, add_gaussian_noise
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 from jaxdp.transforms._spec import ClipSpec
-from jaxdp.transforms._utility import Prediction, predicted_cosine
+from jaxdp.transforms._utility import predicted_cosine
 from jaxdp.transforms._zeroth_order import ZerothOrderState, zeroth_order
 
 __all__ = [

@@ -101,6 +101,9 @@ def add_gaussian_noise(
         if updates.shardings is not None:
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
+        else:
+            # Drawn before the sum is there, the noise would lie in memory beside the activations.
+            wide, release_key = jax.lax.optimization_barrier((wide, release_key))
         noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)), shardings)
         stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
         noisy = [leaf + stddev * draw for leaf, stddev, draw in zip(wide, stddevs, noise, strict=True)]

@@ -1,36 +1,15 @@
 """What a rank costs: how well a noisy update in a subspace points along the gradient."""
 
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxdp.transforms._subspace import Chosen, Select, Side, choose
+from jaxdp.per_example._prediction import Prediction, predict
+from jaxdp.transforms._subspace import Select, Side, choose
 
 PyTree = Any
-
-
-class Prediction(NamedTuple):
-    """Cosines between the update and the clipped sum of gradients, and what they were predicted from.
-
-    Attributes:
-      full: with the noise and without a projection.
-      projected: with the noise and the projection.
-      width: $(k + 1)/r$ averaged over the projected matrices by their share of the squared gradient.
-      coordinates: number of parameters, of which each has noise in the update.
-    """
-
-    full: float
-    projected: float
-    width: float
-    coordinates: int
-
-    @property
-    def loss(self) -> float:
-        """Share of the cosine that the projection costs."""
-        return 1.0 - self.projected / self.full
 
 
 def predicted_cosine(
@@ -81,16 +60,12 @@ def predicted_cosine(
     References:
       DP-GRAPE, arXiv 2506.15588.
     """
-    if not 0 < mean_gradient <= 1:
-        raise ValueError(f"mean_gradient is {mean_gradient}: it must be above 0 and at most 1.")
     subspace = choose(params, rank, side, select, matrices)
-    sizes = [math.prod(np.shape(x)) for x in jax.tree.leaves(params)]
-    width = _mean_width(subspace.chosen, sizes)
-    count = sum(sizes)
-    noise = count * (noise_multiplier / (mean_gradient * expected_batch_size)) ** 2
-    return Prediction((1 + noise) ** -0.5, (1 + width + noise) ** -0.5, width, count)
-
-
-def _mean_width(chosen: Sequence[Chosen | None], sizes: Sequence[int]) -> float:
-    terms = [n * (c.width + 1) / c.rank for c, n in zip(chosen, sizes, strict=True) if c is not None]
-    return sum(terms) / sum(sizes)
+    return predict(
+        [math.prod(np.shape(x)) for x in jax.tree.leaves(params)],
+        [None if chosen is None else chosen.width for chosen in subspace.chosen],
+        rank=rank,
+        noise_multiplier=noise_multiplier,
+        mean_gradient=mean_gradient,
+        expected_batch_size=expected_batch_size,
+    )

@@ -24,16 +24,41 @@ def small(monkeypatch, toy):
     monkeypatch.setattr(overhead, "METHODS", {"gram": {"method": "gram"}})
     monkeypatch.setattr(workloads, "build", lambda *_: toy)
     monkeypatch.setattr(training, "load", lambda *_: task)
-    monkeypatch.setattr(training, "LEARNING_RATES", {"sgd": (0.5,)})
+    monkeypatch.setattr(training, "LEARNING_RATES", {"sgd": (0.5,), "adam_corrected": (0.1,)})
     monkeypatch.setattr(training, "VARIANTS", {k: training.VARIANTS[k] for k in ("raw", "keep_bulk")})
     return task
 
 
 def test_every_part_is_measured_and_put_into_the_document(small, tmp_path, capsys):
     document = tmp_path / "page.md"
-    document.write_text("".join(f"<!-- results {n} -->\nold\n<!-- end {n} -->\n" for n in ("spectra", "training")))
-    arguments = ["--output", str(tmp_path), "--repeats", "1", "--scale", "tiny", "--steps", "8", "--seeds", "1"]
-    arguments += ["--epsilons", "8", "--sources", "tweets", "--docs", str(document)]
+    document.write_text(
+        "".join(f"<!-- results {n} -->\nold\n<!-- end {n} -->\n" for n in ("spectra", "training", "training adam"))
+    )
+    arguments = [
+        "--output",
+        str(tmp_path),
+        "--repeats",
+        "1",
+        "--draws",
+        "2",
+        "--scale",
+        "tiny",
+        "--steps",
+        "8",
+        "--seeds",
+        "1",
+    ]
+    arguments += [
+        "--epsilons",
+        "8",
+        "--sources",
+        "tweets",
+        "--optimizers",
+        "sgd",
+        "adam_corrected",
+        "--docs",
+        str(document),
+    ]
     assert denoise.main(arguments) == 0
     results = json.loads((tmp_path / "denoise.json").read_text())
     row = results["spectra"][0]
@@ -41,11 +66,15 @@ def test_every_part_is_measured_and_put_into_the_document(small, tmp_path, capsy
     labels = [row["label"] for row in results["overhead"]["rows"]]
     assert labels[-2:] == ["denoising alone: gram", "denoising alone: full SVD"] and "jaxdp auto/all" in labels
     assert min(row["ratio"] for row in results["overhead"]["rows"] if "non-private" in row["label"]) == 1
-    assert [row["variant"] for row in results["training"]] == ["raw", "keep_bulk"]
-    for row in results["training"]:
+    assert [row["variant"] for row in results["training"]] == ["raw", "keep_bulk", "raw"]
+    assert results["training"][2]["optimizer"] == "adam_corrected"
+    assert 0 < results["spectra"][0]["raw"]["sd"] < 0.5
+    for row in training.summaries(results["training"]):
         assert len(row["final"]) == 1 and row["final"][0] > 0.8 and row["steps_to_90"][0] <= 8
     page = document.read_text()
-    assert "old" not in page and "| clouds | 8 | keep_bulk | sgd 0.5 |" in page
+    assert "old" not in page
+    assert "| clouds | 8 | keep_bulk | sgd 0.5 |" in page
+    assert page.index("| adam_corrected 0.1 |") > page.index("results training adam")
     # From the file alone the same tables come.
     said = capsys.readouterr().out
     assert denoise.main(["--from-json", str(tmp_path / "denoise.json")]) == 0

@@ -373,3 +373,31 @@ def test_rules_reach_norms_of_several_uses(rule: str, name: str, executed: set) 
     jax.eval_shape(clipped(case, rules=rules), case.params, case.batch)
     assert executed == {(name, 8, 8)}
     assert by_row(plan, "rule")["params['wx']"] == by_row(plan, "rule")["params['wh']"] == {f"{name}, joint"}
+
+
+@pytest.mark.quick
+def test_the_cost_of_a_rank_is_that_of_projecting_the_matrices_of_the_loss() -> None:
+    case = stack_of_layers()
+    asked = {"noise_multiplier": 0.8, "expected_batch_size": 200.0}
+    plan = jaxdp.explain(case.loss, case.params, case.batch, ranks=(2, 10), **asked)
+    assert [(cost.rank, cost.mean_gradient) for cost in plan.ranks] == [(r, m) for r in (2, 10) for m in (1, 0.3, 0.1)]
+    matrices = jaxdp.per_example_grad(case.loss)(case.params, case.batch).matrices()
+    for cost in plan.ranks:
+        expected = jaxdp.transforms.predicted_cosine(
+            case.params, rank=cost.rank, mean_gradient=cost.mean_gradient, matrices=matrices, **asked
+        )
+        assert cost.prediction == expected and 0 < expected.loss < 1
+        assert f"{expected.projected:.4f}, {expected.full:.4f} in the full space" in str(plan)
+    # The last kernel is no wider than the rank, and is left as it is.
+    sizes = {"layers": 3 * 40 * 40, "first": 6 * 40, "last": 40 * 3}
+    total = sum(x.size for x in jax.tree.leaves(case.params))
+    assert plan.ranks[0].prediction.width == pytest.approx(
+        (sizes["layers"] * 41 + sizes["first"] * 7 + sizes["last"] * 4) / 2 / total
+    )
+    assert plan.ranks[3].prediction.width == pytest.approx(sizes["layers"] * 41 / 10 / total)
+    usual = jaxdp.explain(case.loss, case.params, case.batch)
+    assert usual.ranks == () and "Rank" not in str(usual)
+    with pytest.raises(ValueError, match="noise_multiplier is missing"):
+        jaxdp.explain(case.loss, case.params, case.batch, ranks=(2,))
+    with pytest.raises(ValueError, match="ranks has 0"):
+        jaxdp.explain(case.loss, case.params, case.batch, ranks=(0,), noise_multiplier=1.0)
