@@ -59,8 +59,10 @@ class ModelConfig(_Section):
     )
     train: Selection | None = Field(None, description="what the phases train that do not say it themselves")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout rate of what a phase runs live")
-    pooling: Literal["last", "every_layer"] = Field(
-        "every_layer", description='the head sees the mean of the "last" layer, or those of "every_layer"'
+    pooling: Literal["last", "every_layer", "last_token"] = Field(
+        "every_layer",
+        description='the head sees the mean of the "last" layer of an encoder, or those of "every_layer"; of a decoder '
+        'the mean of the last layer, or with "last_token" its state at the last token',
     )
     normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
     center: Literal["tweets", "movie_sentences"] | None = Field(

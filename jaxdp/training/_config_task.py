@@ -113,6 +113,9 @@ def _check_model(config: "Config") -> None:
     if model.path == "minilm" and kind != "text_classification":
         fit = '"smollm2"' if kind == "language_model" else '"convnet" or "vit"'
         raise ValueError(f'model.path is "minilm", an encoder for text_classification: use {fit} for {kind}.')
+    given = model.layers or model.top_layers or config.lora.rank
+    if kind == "image_classification" and given:
+        raise ValueError("model.layers, model.top_layers and lora.rank are for decoders: remove them.")
     if kind != "text_classification" and (model.dropout or model.center is not None):
         name = "dropout" if model.dropout else "center"
         raise ValueError(f'model.{name} has no meaning for task.kind = "{kind}": remove it.')
