@@ -17,7 +17,7 @@ def generate(
     key: PRNGKeyArray,
     *,
     max_new_tokens: int,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
 ) -> tuple[Int[Array, "prompts total"], Bool[Array, "prompts total"]]:
     r"""Continue prompts with tokens drawn from :math:`\mathrm{softmax}(z / \tau)` of the decoder's logits z.
@@ -101,7 +101,9 @@ def generate(
     return run(state, ids, mask, key)
 
 
-def draw(logits: Float[Array, "vocab"], key: PRNGKeyArray, temperature: float, top_k: int | None) -> Int[Array, ""]:
+def draw(
+    logits: Float[Array, "vocab"], key: PRNGKeyArray, temperature: float | int, top_k: int | None
+) -> Int[Array, ""]:
     """One token; see `generate`."""
     if temperature == 0:
         return jnp.argmax(logits)

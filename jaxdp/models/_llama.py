@@ -183,7 +183,8 @@ class LlamaDecoder(nnx.Module):
 
     def above(self, hidden: Float[Array, "seq hidden"]) -> Float[Array, "seq hidden"]:
         """The normalised output of the last layer from what `below` returns: ``above(below(ids))`` is all of it."""
-        hidden = self.config.compute.cast(hidden)
+        # What was stored may be of another dtype than what was computed.
+        hidden = self.config.compute.cast(hidden.astype(self.embedding[...].dtype))
         if self.top is not None:
             hidden = run_stack(self.top, hidden, *self._tables(hidden.shape[0]), compute=self.config.compute)
         return self.norm(hidden)

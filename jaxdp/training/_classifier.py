@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._config import ModelConfig
+from jaxdp.training._config import Config, ModelConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
 
@@ -61,12 +62,30 @@ def load_classifier(config: ModelConfig, directory: Path, label_names: Sequence[
         encoder,
         len(label_names),
         label_names=tuple(label_names),
-        pooling=config.pooling,
+        pooling=_levels(config),
         normalize=config.normalize,
         feature_center=None if config.center is None else _public_mean(config, encoder, directory),
         feature_scale=config.feature_scale if config.feature_scale != 1.0 else None,
     )
     return Classifier.of(model, directory)
+
+
+def encoder_pooling(config: Config) -> Literal["last", "every_layer"]:
+    """What the head on an encoder sees; options for decoders are refused."""
+    given = {
+        "model.layers": config.model.layers,
+        "model.top_layers": config.model.top_layers,
+        "lora.rank": config.lora.rank,
+        'model.pooling = "last_token"': config.model.pooling == "last_token",
+    }
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} is given, but model.path is an encoder: remove it, or name a decoder.")
+    return _levels(config.model)
+
+
+def _levels(config: ModelConfig) -> Literal["last", "every_layer"]:
+    return "last" if config.pooling == "last" else "every_layer"
 
 
 def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Path) -> np.ndarray:
@@ -83,5 +102,5 @@ def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Pa
     means = models.encode(
         encoder, texts.ids, texts.mask, layers=encoder.config.num_hidden_layers, hidden=False, batch_size=128
     ).means
-    plain = models.SequenceClassifier(encoder, 2, pooling=config.pooling, normalize=config.normalize)
+    plain = models.SequenceClassifier(encoder, 2, pooling=_levels(config), normalize=config.normalize)
     return np.asarray(jax.jit(jax.vmap(plain.features))(means)).mean(axis=0)

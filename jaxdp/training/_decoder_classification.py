@@ -154,17 +154,24 @@ def load_decoder_classification(config: Config, path: Path) -> DecoderClassifica
     if config.data.max_length > longest:
         raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
     tokenizer = models.Tokenizer(path)
-    names = dataset.train.label_names
-    model = models.DecoderClassifier(
+    center = None if config.model.center is None else _public_mean(config, decoder, tokenizer)
+    model = new_classifier(config, decoder, dataset.train.label_names, center)
+    return DecoderClassification(SplitModel.of(with_adapters(model, config), path), dataset, tokenizer)
+
+
+def new_classifier(
+    config: Config, decoder: models.LlamaDecoder, names: tuple[str, ...], center: np.ndarray | None
+) -> models.DecoderClassifier:
+    """A new head on a decoder, as `[model]` describes it."""
+    return models.DecoderClassifier(
         decoder,
         len(names),
         label_names=names,
         pooling=_pooling(config),
         normalize=config.model.normalize,
-        feature_center=None if config.model.center is None else _public_mean(config, decoder, tokenizer),
+        feature_center=center,
         feature_scale=config.model.feature_scale if config.model.feature_scale != 1.0 else None,
     )
-    return DecoderClassification(SplitModel.of(with_adapters(model, config), path), dataset, tokenizer)
 
 
 def _pooling(config: Config) -> Literal["mean", "last"]:

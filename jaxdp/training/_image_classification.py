@@ -108,10 +108,10 @@ def load_image_classification(config: Config) -> ImageClassification:
     if limit is not None and limit < len(held_out):
         held_out = held_out.take(_chosen(len(held_out), limit))
     try:
-        model = _network(config, train)
+        network = new_network(config, train.images.shape[1:], len(train.label_names))
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"model or network: {error}") from error
-    return ImageClassification(model, train, held_out)
+    return ImageClassification(SplitModel.of(network, None), train, held_out)
 
 
 def load_images(config: Config) -> tuple[data.LabelledImages, data.LabelledImages]:
@@ -131,16 +131,16 @@ def _chosen(count: int, limit: int) -> np.ndarray:
     return np.sort(np.random.default_rng(LIMIT_SEED).permutation(count)[:limit])
 
 
-def _network(config: Config, images: data.LabelledImages) -> SplitModel:
-    shape, section, classes = images.images.shape[1:], config.network, len(images.label_names)
+def new_network(config: Config, shape: tuple[int, ...], classes: int) -> nnx.Module:
+    """The network for images of this height, width and number of channels."""
     if shape[0] != shape[1]:
         raise ValueError(f"the images are {shape[0]} x {shape[1]} pixels: only squares can be read.")
-    rngs = nnx.Rngs(_INITIAL_SEED)
+    section, rngs = config.network, nnx.Rngs(_INITIAL_SEED)
     sizes: dict[str, Any] = {"image_size": shape[0], "num_channels": shape[2], "num_classes": classes}
     if config.model.path == "convnet":
         names = ("channels", "kernel_size", "hidden_size", "norm")
         net = models.ConvNetConfig(**sizes, **{name: getattr(section, name) for name in names})
-        return SplitModel.of(models.ConvNet(net, rngs=rngs), None)
+        return models.ConvNet(net, rngs=rngs)
     if config.model.path == "vit":
         vit = models.ViTConfig(
             **sizes,
@@ -150,9 +150,8 @@ def _network(config: Config, images: data.LabelledImages) -> SplitModel:
             num_attention_heads=section.heads,
             intermediate_size=2 * section.hidden_size,
         )
-        return SplitModel.of(models.VisionTransformer(vit, rngs=rngs), None)
-    directory = model_directory(config)
-    return SplitModel.of(models.load_vision(directory, num_classes=classes), directory)
+        return models.VisionTransformer(vit, rngs=rngs)
+    return models.load_vision(model_directory(config), num_classes=classes)
 
 
 def _batches(images: data.LabelledImages) -> Any:

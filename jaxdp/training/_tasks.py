@@ -1,10 +1,9 @@
 """The task that a configuration describes."""
 
-from jaxdp.training._classifier import load_classifier
+from jaxdp.training._classifier import encoder_pooling, load_classifier
 from jaxdp.training._config import Config
 from jaxdp.training._data import count_texts, load_dataset, model_directory
 from jaxdp.training._decoder_classification import is_decoder, load_decoder_classification
-from jaxdp.training._errors import UserError
 from jaxdp.training._image_classification import load_image_classification, load_images
 from jaxdp.training._language_model import load_language_model
 from jaxdp.training._records import load_records
@@ -21,21 +20,9 @@ def load_task(config: Config) -> Task:
         return load_language_model(config, path)
     if is_decoder(path):
         return load_decoder_classification(config, path)
-    _refuse_decoder_fields(config)
+    encoder_pooling(config)
     dataset = load_dataset(config)
     return TextClassification(load_classifier(config.model, path, dataset.train.label_names), dataset)
-
-
-def _refuse_decoder_fields(config: Config) -> None:
-    given = {
-        "model.layers": config.model.layers,
-        "model.top_layers": config.model.top_layers,
-        "lora.rank": config.lora.rank,
-        'model.pooling = "last_token"': config.model.pooling == "last_token",
-    }
-    for name, value in given.items():
-        if value:
-            raise UserError(f"{name} is given, but model.path is an encoder: remove it, or name a decoder.")
 
 
 def count_examples(config: Config) -> int:
