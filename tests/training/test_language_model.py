@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdp import accounting, data, models, training
+from jaxdp import data, models, training
 from jaxdp.training import RunDirectory, UserError
+from jaxdp.training._statement import make_statement
 from jaxdp.training._tasks import count_examples, load_task
 
 from .small import Quiet
@@ -85,6 +86,24 @@ def test_only_adapters_of_the_top_layer_are_trained_and_saved_in_checkpoints(fin
     np.testing.assert_array_equal(before.embedding[...], after.embedding[...])
 
 
+def test_a_run_that_crashed_goes_on_to_the_same_model_and_samples(finished, tmp_path, letters, decoder):
+    run, _ = finished
+
+    def crash(done: int) -> None:
+        if done == 5:
+            raise MemoryError
+
+    config = configured(tmp_path, language_model(letters, decoder, log="checkpoint_seconds = 0.0"))
+    with pytest.raises(MemoryError):
+        training.train(config, tmp_path / "run", Quiet(crash), 3)
+    broken, display = RunDirectory(tmp_path / "run"), Quiet()
+    assert not broken.result.exists()
+    training.resume(broken.path, display)
+    assert display.steps == [5, 6, 7, 8]
+    for name in ("model/model.safetensors", "samples.json", "metrics.jsonl"):
+        assert (broken.path / name).read_bytes() == (run.path / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("unit", ["record", "user"])
 def test_stored_outputs_give_the_losses_of_the_whole_model(tmp_path, letters, decoder, unit):
     config = configured(tmp_path, language_model(letters, decoder, unit=unit), ("data.train_limit", "20"))
@@ -113,11 +132,12 @@ def test_a_user_is_one_example_whatever_its_number_of_records(tmp_path, letters,
     task = load_task(config)
     assert task.num_train + task.num_held_out == 240 and task.train.ids.shape[1:] == (3, 8)
     assert count_examples(config) == task.num_train
-    run = RunDirectory(training.train(config, tmp_path / "run", Quiet(), 3))
-    statement = accounting.PrivacyStatement.from_json(run.statement_json.read_text())
-    assert "one user" in statement.unit_of_privacy and "3" in statement.unit_of_privacy
+    statement = make_statement(training.make_plan(config, task.num_train), seeded=False)
+    statement.verify()
+    assert "one user" in statement.unit_of_privacy and "at most 3 are used" in statement.unit_of_privacy
     assert statement.phases[0].num_examples == task.num_train
-    assert "one user" in " ".join(run.statement_text.read_text().split())
+    assert statement.phases[0].mechanism.startswith("sum of gradients of users")
+    assert "one user" in " ".join(statement.to_text().split())
 
 
 @pytest.mark.quick
