@@ -43,7 +43,9 @@ def write_letters(path: Path, users: int = 240) -> Path:
         for user in range(users):
             for _ in range(draw.randint(1, 5)):
                 noun, verb = draw.choice([("cat", "sat"), ("dog", "ran")])
-                out.writerow([f"the {noun} {verb} on the {draw.choice(['mat', 'sea'])}", f"user{user}"])
+                # The end makes most texts different ones, which go to either side of a split.
+                end = " ".join(draw.choices(WORDS, k=2))
+                out.writerow([f"the {noun} {verb} on the {draw.choice(['mat', 'sea'])} {end}", f"user{user}"])
     return path
 
 

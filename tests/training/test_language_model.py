@@ -9,6 +9,7 @@ import pytest
 
 from jaxdp import data, models, training
 from jaxdp.training import RunDirectory, UserError
+from jaxdp.training._shapes import trained_shapes
 from jaxdp.training._statement import make_statement
 from jaxdp.training._tasks import count_examples, load_task
 
@@ -78,6 +79,8 @@ def test_only_adapters_of_the_top_layer_are_trained_and_saved_in_checkpoints(fin
     task = load_task(config)
     trained = task.trained_paths("lora", "phase.1.train")
     assert trained and all(name.startswith("top/") and "/lora/" in name for name in trained)
+    planned = trained_shapes(config, config.phase[0])
+    assert {name: x.shape for name, x in planned.items()} == {name: task.params[name].shape for name in trained}
     before, after = models.load_decoder(decoder), models.load_decoder(run.model)
     for name in ("query", "value"):
         old, new = (getattr(model.layers.attention, name).kernel[...] for model in (before, after))

@@ -11,6 +11,7 @@ import pytest
 
 from jaxdp import data, models, training
 from jaxdp.training import RunDirectory, UserError
+from jaxdp.training._shapes import trained_shapes
 from jaxdp.training._tasks import count_examples, load_task
 
 from .small import Quiet
@@ -99,6 +100,8 @@ def test_a_vision_transformer_is_the_same_task(tmp_path, images):
     # The head starts at zero.
     assert float(prepared.loss(task.params, example)) == pytest.approx(np.log(10), rel=1e-5)
     assert "layers/attention/query/kernel" in task.trained_paths("all", "phase.1.train")
+    planned = trained_shapes(config, config.phase[0])
+    assert {name: x.shape for name, x in planned.items()} == {name: x.shape for name, x in task.params.items()}
     task.save({}, tmp_path / "model")
     assert models.load_vision(tmp_path / "model").config.hidden_size == 8
 
