@@ -101,8 +101,9 @@ class DecoderClassification(Task):
 
         return Prepared(
             train,
+            held_out,
             lambda params, example: models.cross_entropy(self._logits(params, example), example.label),
-            lambda params: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
+            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
         )
 
     def _logits(self, params: Params, example: Example) -> Array:

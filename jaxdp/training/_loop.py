@@ -154,7 +154,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     timed = job.seconds.setdefault(phase.config.name, [0.0, 0])
     first = done
     if done == 0 and job.task.scored_at_first and not job.log.has(0):
-        _evaluate(job, phase, state, data, 0)
+        _evaluate(job, phase, state, frozen, data)
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         began = time.monotonic()
@@ -170,7 +170,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
             values = {name: float(x) for name, x in private.items()}
             job.log.write({"step": done, "phase": phase.config.name, "private": values})
         if done in evaluations:
-            _evaluate(job, phase, state, data, done)
+            _evaluate(job, phase, state, frozen, data)
         # Read once: a request between two reads would skip the save and still stop.
         stopping = job.stop.requested and done < job.total
         due = time.monotonic() - saved_at >= config.log.checkpoint_seconds
@@ -182,10 +182,11 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     return state
 
 
-def _evaluate(job: Job, phase: PhasePlan, state: TrainState, data: Prepared, done: int) -> None:
+def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, data: Prepared) -> None:
     """Score the model on the held-out data, and say so."""
+    done = int(state.step)
     epsilon, metric = job.plan.epsilon_after(done), job.task.metric
-    scores = data.evaluate(job.frozen_params(state) | state.params, data.held_out)
+    scores = data.evaluate(frozen | state.params, data.held_out)
     spent = epsilon if math.isfinite(epsilon) else None
     job.log.write({"step": done, "phase": phase.config.name, "epsilon": spent, **scores} | denoising_metrics(state))
     job.display.evaluated(done, job.total, phase.config.name, epsilon, metric.text(scores[metric.name]))

@@ -121,7 +121,7 @@ def test_stored_outputs_give_the_losses_of_the_whole_model(tmp_path, letters, de
         phase = config.phase[0].model_copy(update={"features": features})
         prepared = task.prepare(params, phase, "phase.1", tmp_path / "features", lambda done, total: None)
         losses = jax.jit(jax.vmap(prepared.loss, in_axes=(None, 0)))(params, prepared.train)
-        found.append((np.asarray(losses), prepared.evaluate(params)["held_out_perplexity"]))
+        found.append((np.asarray(losses), prepared.evaluate(params, prepared.held_out)["held_out_perplexity"]))
     assert found[0][0].shape == (20,)
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     np.testing.assert_array_equal(found[1][0], found[2][0])
