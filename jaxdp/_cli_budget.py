@@ -11,11 +11,11 @@ import rich.table
 
 from jaxdp import accounting, sampling, training, transforms
 from jaxdp.training._console import epsilon_text
-from jaxdp.training._data import count_examples
 from jaxdp.training._errors import UserError
 from jaxdp.training._plan import price_of_norms
 from jaxdp.training._plots import plot_epsilon
 from jaxdp.training._subspace import predictions
+from jaxdp.training._tasks import count_examples
 
 _POINTS = 8
 _COSTLY = ".* probes for a single clipping group"

@@ -52,7 +52,7 @@ def split(dataset: LabelledText, held_out: int | float, seed: int) -> tuple[Labe
             f"held_out must be a count from 0 to {len(dataset) - 1}, one less than the rows, or a "
             f"fraction in [0, 1), not {held_out!r}."
         )
-    marks = np.array([_mark(text, seed) for text in dataset.texts], np.uint64)
+    marks = np.array([mark(text, seed) for text in dataset.texts], np.uint64)
     if held_out == 0:
         out = np.zeros(len(marks), bool)
     elif count:
@@ -65,7 +65,7 @@ def split(dataset: LabelledText, held_out: int | float, seed: int) -> tuple[Labe
     return dataset.take(rows[~out]), dataset.take(rows[out])
 
 
-def _mark(text: str, seed: int) -> int:
+def mark(text: str, seed: int) -> int:
     """The first 64 bits of a hash of the seed and the text."""
     plain = " ".join(text.casefold().split())
     digest = hashlib.sha256(f"{seed}\0{plain}".encode("utf-8", "surrogatepass")).digest()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ._records import TextRecords
 from ._types import LabelledText
 
 _Row = tuple[int, Any, Any]  # row number from 1, text, label
@@ -42,6 +43,45 @@ def read_table(
         ``dataset = read_table("reviews.csv", "review", "stars")``
     """
     file = Path(path)
+    texts, labels = _columns(file, text_column, label_column)
+    names = _names(file, labels) if label_names is None else tuple(label_names)
+    index = {name: i for i, name in enumerate(names)}
+    for row, label in enumerate(labels, 1):
+        if str(label) not in index:
+            raise ValueError(
+                f"{file} row {row} has {label_column} = {str(label)!r}, which is not among label_names "
+                f"{', '.join(names)}: add it or correct the row."
+            )
+    indices = np.array([index[str(label)] for label in labels], np.int32)
+    return LabelledText(tuple(texts), indices, names)
+
+
+def read_records(path: str | Path, text_column: str, user_column: str | None = None) -> TextRecords:
+    """Read texts, and who gave each of them, from a table.
+
+    Args:
+        path: the file; see `read_table` for its kinds.
+        text_column: name of the column with the texts.
+        user_column: name of the column with the users, as strings or whole numbers; without one each row is a user.
+
+    Returns:
+        All rows in their order; copies of a text are kept.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as for `read_table`.
+
+    Example:
+        ``records = read_records("letters.jsonl", "body", "writer")``
+    """
+    file = Path(path)
+    texts, users = _columns(file, text_column, text_column if user_column is None else user_column)
+    names = map(str, range(len(texts)) if user_column is None else users)
+    return TextRecords(tuple(texts), tuple(names))
+
+
+def _columns(file: Path, text_column: str, label_column: str) -> tuple[list[str], list[str | int]]:
+    """The two columns of a table of any kind."""
     readers = {
         ".csv": lambda: _csv_rows(file, ",", text_column, label_column),
         ".tsv": lambda: _csv_rows(file, "\t", text_column, label_column),
@@ -66,16 +106,7 @@ def read_table(
         ) from error
     if not texts:
         raise ValueError(f"{file} holds no rows: give a table with at least one.")
-    names = _names(file, labels) if label_names is None else tuple(label_names)
-    index = {name: i for i, name in enumerate(names)}
-    for row, label in enumerate(labels, 1):
-        if str(label) not in index:
-            raise ValueError(
-                f"{file} row {row} has {label_column} = {str(label)!r}, which is not among label_names "
-                f"{', '.join(names)}: add it or correct the row."
-            )
-    indices = np.array([index[str(label)] for label in labels], np.int32)
-    return LabelledText(tuple(texts), indices, names)
+    return texts, labels
 
 
 def _csv_rows(file: Path, delimiter: str, text_column: str, label_column: str) -> Iterator[_Row]:
@@ -135,7 +166,7 @@ def _parquet_rows(file: Path, text_column: str, label_column: str) -> Iterator[_
         for name in (text_column, label_column):
             _column(file, table.schema_arrow.names, name)
         row = 0
-        for batch in table.iter_batches(columns=[text_column, label_column]):
+        for batch in table.iter_batches(columns=list(dict.fromkeys([text_column, label_column]))):
             texts, labels = batch.column(text_column).to_pylist(), batch.column(label_column).to_pylist()
             for text, label in zip(texts, labels, strict=True):
                 row += 1

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ._records import TextRecords
+
 _PARTS = ("noun", "verb", "adj", "adv")
 
 
@@ -41,6 +43,26 @@ def wordnet_glosses(directory: str | Path) -> tuple[str, ...]:
                 continue
             records.setdefault(_record(line, f"{path}, line {number}"))
     return tuple(records)
+
+
+def wordnet_records(directory: str | Path) -> TextRecords:
+    """The records of `wordnet_glosses`, each given by the first of its words, whatever its case.
+
+    WordNet's glosses were written by nobody in particular. As users, its words are alike to people: most have one
+    record, some dozens.
+
+    Args:
+        directory: as for `wordnet_glosses`.
+
+    Returns:
+        The records and their users.
+
+    Raises:
+        FileNotFoundError, ValueError: as for `wordnet_glosses`.
+    """
+    texts = wordnet_glosses(directory)
+    words = (text.partition(":")[0].partition(",")[0].casefold() for text in texts)
+    return TextRecords(texts, tuple(words))
 
 
 def _record(line: str, place: str) -> str:

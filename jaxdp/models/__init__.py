@@ -5,11 +5,14 @@ from ._cache import Encoded, encode
 from ._classifier import SequenceClassifier
 from ._compute import Compute
 from ._config import BertConfig
+from ._convnet import ConvNet, ConvNetConfig
+from ._decoder_classifier import DecoderClassifier
+from ._generate import generate
 from ._gguf import Gguf, read_gguf
-from ._hugging_face import load_classifier, load_decoder, load_pretrained, load_vision, save_pretrained
-from ._language import TokenExample, next_token_loss, token_loss
+from ._hugging_face import load_classifier, load_convnet, load_decoder, load_pretrained, load_vision, save_pretrained
+from ._language import HiddenTokens, TokenExample, next_token_loss, record_loss, token_loss
 from ._layers import Constant
-from ._llama import LlamaDecoder
+from ._llama import LlamaDecoder, join_top, lowest_layers, split_top
 from ._llama_config import LlamaConfig
 from ._lora import add_lora, merge_lora
 from ._loss import FeatureExample, HiddenExample, TextExample, cross_entropy, example_loss
@@ -25,10 +28,14 @@ __all__ = [
     "BertEncoder",
     "Compute",
     "Constant",
+    "ConvNet",
+    "ConvNetConfig",
+    "DecoderClassifier",
     "Encoded",
     "FeatureExample",
     "Gguf",
     "HiddenExample",
+    "HiddenTokens",
     "ImageExample",
     "LlamaConfig",
     "LlamaDecoder",
@@ -44,17 +51,23 @@ __all__ = [
     "encode",
     "example_loss",
     "frozen_layers",
+    "generate",
     "image_loss",
+    "join_top",
     "load_classifier",
+    "load_convnet",
     "load_decoder",
     "load_pretrained",
     "load_vision",
+    "lowest_layers",
     "merge_lora",
     "next_token_loss",
     "num_layers",
     "parameter_paths",
     "read_gguf",
+    "record_loss",
     "save_pretrained",
+    "split_top",
     "token_loss",
     "trainable_filter",
     "trainable_paths",

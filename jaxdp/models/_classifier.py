@@ -70,8 +70,8 @@ class SequenceClassifier(nnx.Module):
         size = encoder.config.hidden_size * self.num_levels
         self.label_names = names
         self.normalize = normalize
-        self.feature_center: Constant | None = nnx.data(_public_vector("feature_center", feature_center, size))
-        self.feature_scale: Constant | None = nnx.data(_public_vector("feature_scale", feature_scale, size))
+        self.feature_center: Constant | None = nnx.data(public_vector("feature_center", feature_center, size))
+        self.feature_scale: Constant | None = nnx.data(public_vector("feature_scale", feature_scale, size))
         self.head = Dense(size, num_classes, stddev=0.0, rngs=nnx.Rngs(0))
 
     @property
@@ -133,7 +133,7 @@ class SequenceClassifier(nnx.Module):
         return features
 
 
-def _public_vector(name: str, values: float | np.ndarray | Array | None, size: int) -> Constant | None:
+def public_vector(name: str, values: float | np.ndarray | Array | None, size: int) -> Constant | None:
     """A vector of public constants, one a feature; None stays None."""
     if values is None:
         return None

@@ -11,11 +11,13 @@ from ._bert import BertEncoder
 from ._classifier import SequenceClassifier
 from ._compute import Compute
 from ._config import BertConfig, read_config
+from ._convnet import ConvNet, ConvNetConfig
+from ._decoder_classifier import DecoderClassifier
 from ._layers import Constant
-from ._llama import LlamaDecoder
+from ._llama import LlamaDecoder, join_top
 from ._llama_config import LlamaConfig
 from ._lora import has_lora, merge_lora
-from ._names import bert_names, collect, fill, llama_names, vit_names
+from ._names import bert_names, collect, convnet_names, fill, llama_names, vit_names
 from ._tensors import checked, read_tensors, refuse, write_directory
 from ._vit import VisionTransformer
 from ._vit_config import ViTConfig
@@ -69,8 +71,8 @@ def load_pretrained(
 
 def load_classifier(
     directory: str | Path, *, dropout: float = 0.0, dtype: Any = jnp.float32, compute: Compute | None = None
-) -> SequenceClassifier:
-    """Load a `SequenceClassifier` that `save_pretrained` wrote.
+) -> SequenceClassifier | DecoderClassifier:
+    """Load a `SequenceClassifier` or `DecoderClassifier` that `save_pretrained` wrote.
 
     Args:
         directory: holds config.json and model.safetensors.
@@ -92,6 +94,8 @@ def load_classifier(
             f"{directory} holds no classifier saved by jaxdp: load its encoder with load_pretrained and put "
             "a new SequenceClassifier on it."
         )
+    if values.get("model_type") == "llama":
+        return _decoder_classifier(values, directory, dtype, compute)
     config = BertConfig.from_dict(values, dropout=dropout, compute=compute)
     tensors = _bert_tensors(directory)
     encoder, used = _encoder(config, tensors, dtype, directory)
@@ -108,11 +112,41 @@ def load_classifier(
         feature_center=tensors.get(_HEAD_CONSTANTS[0]),
         feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
     )
-    shape = (len(names), config.hidden_size * model.num_levels)
+    _fill_head(model, tensors, config.hidden_size * model.num_levels, dtype)
+    return model
+
+
+def _decoder_classifier(
+    values: dict[str, Any], directory: str | Path, dtype: Any, compute: Compute | None
+) -> DecoderClassifier:
+    """The classifier on a decoder that a directory holds."""
+    head, config = values[_HEAD_CONFIG], LlamaConfig.from_dict(values, compute=compute)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(directory).items()}
+    decoder, used = fill(lambda: LlamaDecoder(config, rngs=nnx.Rngs(0)), llama_names(config), tensors, dtype, directory)
+    refuse("unexpected", set(tensors) - {*used, *_HEAD, *_HEAD_CONSTANTS}, directory)
+    refuse("missing", set(_HEAD) - set(tensors), directory)
+    names = tuple(values["id2label"][str(index)] for index in range(len(values["id2label"])))
+    model = DecoderClassifier(
+        decoder,
+        len(names),
+        label_names=names,
+        pooling=head["pooling"],
+        normalize=bool(head["normalize"]),
+        feature_center=tensors.get(_HEAD_CONSTANTS[0]),
+        feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
+    )
+    _fill_head(model, tensors, config.hidden_size, dtype)
+    return model
+
+
+def _fill_head(
+    model: SequenceClassifier | DecoderClassifier, tensors: dict[str, np.ndarray], features: int, dtype: Any
+) -> None:
+    """The stored head's values."""
+    shape = (model.num_classes, features)
     weight, bias = checked(tensors, _HEAD[0], shape), checked(tensors, _HEAD[1], shape[:1])
     model.head.kernel = nnx.Param(jnp.asarray(weight.T, dtype))
     model.head.bias = nnx.Param(jnp.asarray(bias, dtype))
-    return model
 
 
 def load_decoder(path: str | Path, *, dtype: Any = jnp.float32, compute: Compute | None = None) -> LlamaDecoder:
@@ -201,18 +235,43 @@ def load_vision(
     return model
 
 
+def load_convnet(directory: str | Path, *, dtype: Any = jnp.float32) -> ConvNet:
+    """Load a `ConvNet` that `save_pretrained` wrote.
+
+    Args:
+        directory: holds config.json and model.safetensors.
+        dtype: dtype of the parameters.
+
+    Returns:
+        The network.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another kind of model, or tensors that are missing, unexpected or of a wrong shape.
+    """
+    values = read_config(directory)
+    if values.pop("model_type", None) != "jaxdp_convnet":
+        raise ValueError(f"{directory} holds no ConvNet saved by jaxdp: use load_vision for a vision transformer.")
+    sizes: dict[str, Any] = values | {"channels": tuple(values["channels"])}
+    config = ConvNetConfig(**sizes)
+    tensors = read_tensors(directory)
+    model, used = fill(lambda: ConvNet(config, rngs=nnx.Rngs(0)), convnet_names(config), tensors, dtype, directory)
+    refuse("unexpected", set(tensors) - used, directory)
+    return model
+
+
 def save_pretrained(
-    model: BertEncoder | SequenceClassifier | LlamaDecoder | VisionTransformer,
+    model: BertEncoder | SequenceClassifier | LlamaDecoder | DecoderClassifier | VisionTransformer | ConvNet,
     directory: str | Path,
     *,
     tokenizer_dir: str | Path | None = None,
 ) -> Path:
     """Write a directory that the loaders here and transformers' ``AutoModel`` read back bit for bit.
 
-    Low-rank adapters are merged first (`merge_lora`). The head of a `SequenceClassifier` goes into the same file as
-    ``head.weight`` [classes, hidden] and ``head.bias``, its names into ``id2label``. It is not called ``classifier``:
-    transformers' own sequence classifier reads the pooler's output where this one reads the mean hidden state, and
-    would load such a head without a word and predict something else.
+    Low-rank adapters are merged first (`merge_lora`), and divided layers joined (`join_top`). The head of a classifier
+    goes into the same file as ``head.weight`` [classes, features] and ``head.bias``, its names into ``id2label``. It is
+    not called ``classifier``: transformers' own sequence classifier reads the pooler's output where this one reads the
+    mean hidden state, and would load such a head without a word and predict something else.
 
     Args:
         model: a model.
@@ -230,13 +289,17 @@ def save_pretrained(
     """
     model = merge_lora(model) if has_lora(model) else model
     if isinstance(model, LlamaDecoder):
-        found = collect(model, llama_names(model.config))
-        tensors = {name if name.startswith("lm_head.") else f"model.{name}": found[name] for name in found}
-        values = model.config.to_dict()
+        values, tensors = model.config.to_dict(), _decoder_tensors(model)
+    elif isinstance(model, DecoderClassifier):
+        values = model.decoder.config.to_dict() | _head_values(model)
+        tensors = _decoder_tensors(model.decoder) | _head_tensors(model)
+    elif isinstance(model, ConvNet):
+        values, tensors = model.config.to_dict(), collect(model, convnet_names(model.config))
     elif isinstance(model, VisionTransformer):
         values, tensors = model.config.to_dict(), _vision_tensors(model)
     elif isinstance(model, SequenceClassifier):
-        values, tensors = _classifier_values(model), _classifier_tensors(model)
+        values = model.encoder.config.to_dict() | _head_values(model)
+        tensors = _encoder_tensors(model.encoder) | _head_tensors(model)
     else:
         values, tensors = model.config.to_dict(), _encoder_tensors(model)
     return write_directory(directory, values, tensors, tokenizer_dir)
@@ -252,25 +315,29 @@ def _vision_tensors(model: VisionTransformer) -> dict[str, np.ndarray]:
     return {name if name.startswith("classifier.") else f"vit.{name}": tensors[name] for name in tensors}
 
 
-def _classifier_values(model: SequenceClassifier) -> dict[str, Any]:
-    """The encoder's config with what the head needs."""
-    return model.encoder.config.to_dict() | {
+def _head_values(model: SequenceClassifier | DecoderClassifier) -> dict[str, Any]:
+    """What a classifier's head needs in config.json."""
+    return {
         "id2label": {str(index): name for index, name in enumerate(model.label_names)},
         "label2id": {name: index for index, name in enumerate(model.label_names)},
         _HEAD_CONFIG: {"pooling": model.pooling, "normalize": model.normalize},
     }
 
 
-def _classifier_tensors(model: SequenceClassifier) -> dict[str, np.ndarray]:
-    """The encoder's tensors, the head and its constants."""
-    tensors = _encoder_tensors(model.encoder)
+def _head_tensors(model: SequenceClassifier | DecoderClassifier) -> dict[str, np.ndarray]:
+    """The head and its constants."""
     assert model.head.bias is not None
-    tensors[_HEAD[0]] = np.asarray(model.head.kernel[...]).T
-    tensors[_HEAD[1]] = np.asarray(model.head.bias[...])
+    tensors = {_HEAD[0]: np.asarray(model.head.kernel[...]).T, _HEAD[1]: np.asarray(model.head.bias[...])}
     for name, constant in zip(_HEAD_CONSTANTS, (model.feature_center, model.feature_scale), strict=True):
         if constant is not None:
             tensors[name] = np.asarray(constant[...])
     return tensors
+
+
+def _decoder_tensors(decoder: LlamaDecoder) -> dict[str, np.ndarray]:
+    """The decoder's tensors under their torch names, of all layers in one."""
+    found = collect(join_top(decoder), llama_names(decoder.config))
+    return {name if name.startswith("lm_head.") else f"model.{name}": found[name] for name in found}
 
 
 def _encoder(

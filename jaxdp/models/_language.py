@@ -15,13 +15,29 @@ from ._llama import LlamaDecoder
 class TokenExample(NamedTuple):
     """A tokenised record, padded on the right; in a batch every field has a leading axis.
 
+    With a second axis it is all records of one user, filled up with empty ones: the unit that privacy protects.
+
     Attributes:
-        ids: token ids, [seq].
-        mask: true where `ids` holds a token, [seq].
+        ids: token ids, [seq] or [records, seq].
+        mask: true where `ids` holds a token, [seq] or [records, seq].
     """
 
     ids: Any
     mask: Any
+
+
+class HiddenTokens(NamedTuple):
+    """As `TokenExample`, with the stored output of frozen layers.
+
+    Attributes:
+        ids: token ids, which are predicted, [seq] or [records, seq].
+        mask: true where `ids` holds a token.
+        hidden: what `LlamaDecoder.below` returns, [seq, hidden] or [records, seq, hidden].
+    """
+
+    ids: Any
+    mask: Any
+    hidden: Any
 
 
 def next_token_loss(
@@ -55,8 +71,39 @@ def next_token_loss(
     return total / jnp.maximum(jnp.sum(counted), 1).astype(total.dtype)
 
 
-def token_loss(graphdef: nnx.GraphDef, *frozen: Any) -> Callable[[Any, TokenExample], Float[Array, ""]]:
-    """The loss of one record as ``loss(params, example)``, from a split `LlamaDecoder`; see `next_token_loss`.
+def record_loss(decoder: LlamaDecoder, example: TokenExample | HiddenTokens) -> Float[Array, ""]:
+    """The loss of one record, or the mean loss of one user's records, each weighing the same.
+
+    Args:
+        decoder: the model.
+        example: one record or one user. Records without a token are left out of the mean.
+
+    Returns:
+        The loss in nats per token, float32 or wider.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxdp import models
+        >>> config = models.LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        ...                             num_attention_heads=4)
+        >>> decoder = models.LlamaDecoder(config, rngs=nnx.Rngs(0))
+        >>> user = models.TokenExample(jnp.ones((2, 5), jnp.int32), jnp.array([[True] * 5, [False] * 5]))
+        >>> record = models.TokenExample(user.ids[0], user.mask[0])
+        >>> bool(jnp.isclose(record_loss(decoder, user), record_loss(decoder, record)))
+        True
+    """
+    if example.ids.ndim == 2:
+        losses = jax.vmap(lambda record: record_loss(decoder, record))(example)
+        real = jnp.any(example.mask, axis=1)
+        total = jnp.sum(jnp.where(real, losses, jnp.zeros_like(losses)))
+        return total / jnp.maximum(jnp.sum(real), 1).astype(total.dtype)
+    hidden = example.hidden if isinstance(example, HiddenTokens) else decoder.below(example.ids)
+    return next_token_loss(decoder.logits(decoder.above(hidden)), example.ids, example.mask)
+
+
+def token_loss(graphdef: nnx.GraphDef, *frozen: Any) -> Callable[[Any, TokenExample | HiddenTokens], Float[Array, ""]]:
+    """The loss of one example as ``loss(params, example)``, from a split `LlamaDecoder`; see `record_loss`.
 
     Args:
         graphdef: the structure, from ``nnx.split(decoder, trainable_filter(spec, decoder), ...)``.
@@ -79,8 +126,7 @@ def token_loss(graphdef: nnx.GraphDef, *frozen: Any) -> Callable[[Any, TokenExam
         ()
     """
 
-    def loss(params: Any, example: TokenExample) -> Float[Array, ""]:
-        decoder: LlamaDecoder = nnx.merge(graphdef, params, *frozen)
-        return next_token_loss(decoder(example.ids), example.ids, example.mask)
+    def loss(params: Any, example: TokenExample | HiddenTokens) -> Float[Array, ""]:
+        return record_loss(nnx.merge(graphdef, params, *frozen), example)
 
     return loss

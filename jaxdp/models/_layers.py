@@ -102,16 +102,15 @@ def heads(x: Float[Array, "seq features"], count: int) -> Float[Array, "seq head
 
 def attend(
     query: Float[Array, "seq heads head"],
-    keys: Float[Array, "seq groups head"],
-    value: Float[Array, "seq groups head"],
+    keys: Float[Array, "places groups head"],
+    value: Float[Array, "places groups head"],
     *,
-    mask: Bool[Array, "seq"] | None = None,
+    mask: Bool[Array, "places"] | None = None,
     causal: bool = False,
     compute: Compute,
 ) -> Float[Array, "seq heads head"]:
     """Softmax attention with float32 weights, to the places where `mask` is true; neighbouring heads share a group."""
-    length = query.shape[0]
-    open_to = None if mask is None else jnp.broadcast_to(mask, (1, length, length))
+    open_to = None if mask is None else jnp.broadcast_to(mask, (1, query.shape[0], keys.shape[0]))
     implementation: Any = compute.attention
     # JAX's own code mixes 16-bit operands with float32 weights.
     with jax.numpy_dtype_promotion("standard"):

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ._config import BertConfig
+from ._convnet import ConvNetConfig
 from ._llama_config import LlamaConfig
 from ._selection import path_string
 from ._tensors import checked, refuse
@@ -98,6 +99,14 @@ def vit_names(config: ViTConfig) -> dict[str, Stored]:
     }
     for ours, theirs in _VIT_LAYER.items():
         names |= _stacked(ours, "encoder.layer.{}." + theirs, config.num_hidden_layers)
+    return names
+
+
+def convnet_names(config: ConvNetConfig) -> dict[str, Stored]:
+    """For each path of a `ConvNet`: its tensor; a convolution's kernel is one matrix."""
+    names = _module("dense", "dense") | _module("head", "head")
+    for index in range(len(config.channels)):
+        names |= _module(f"convolutions/{index}/dense", f"convolutions.{index}")
     return names
 
 

@@ -1,15 +1,17 @@
 """Layers of one kind, stacked along a leading axis of their parameters and run by a scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ._compute import Compute
 
 Layer = TypeVar("Layer", bound=nnx.Module)
+Cached = TypeVar("Cached")
 
 
 def stack_layers(make: Callable[[nnx.Rngs], Layer], count: int, rngs: nnx.Rngs) -> Layer:
@@ -27,6 +29,28 @@ def run_stack(layers: nnx.Module, x: Float[Array, "seq hidden"], *args: Any, com
     call = compute.checkpoint(lambda state, x, *args: nnx.merge(graphdef, state)(x, *args), in_scan=True)
     last, _ = jax.lax.scan(lambda x, state: (call(state, x, *args), None), x, state)
     return last
+
+
+def step_stack(
+    stacks: Sequence[nnx.Module | None], x: Float[Array, "1 hidden"], *args: Any, cache: Cached, place: Array
+) -> tuple[Array, Cached]:
+    """Run one token through stacks of layers, ``layer.step(x, *args, cache, place) -> (x, cache)``, in their order."""
+    begin, parts = 0, []
+    for stack in stacks:
+        if stack is None:
+            continue
+        graphdef, state = nnx.split(stack)
+        count = jax.tree.leaves(state)[0].shape[0]
+        own = jax.tree.map(lambda rows, b=begin, n=count: rows[b : b + n], cache)
+
+        def one(x: Array, layer: Any, graphdef: Any = graphdef) -> Any:
+            state, cached = layer
+            return nnx.merge(graphdef, state).step(x, *args, cached, place)
+
+        x, own = jax.lax.scan(one, x, (state, own))
+        parts.append(own)
+        begin += count
+    return x, jax.tree.map(lambda *rows: jnp.concatenate(rows), *parts)
 
 
 def run_layer(layer: nnx.Module, x: Float[Array, "seq hidden"], *args: Any, compute: Compute) -> Array:

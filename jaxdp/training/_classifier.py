@@ -1,60 +1,34 @@
 """The model of a run as plain dictionaries of arrays, and its loss and logits of one example."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._config import ModelConfig
+from jaxdp.training._config import Config, ModelConfig
 from jaxdp.training._errors import UserError
+from jaxdp.training._split_model import Params, SplitModel
 
 # Enough for a mean; they are encoded at every start.
 _CENTER_TEXTS, _CENTER_LENGTH = 1024, 48
 
-Params = dict[str, Array]
 Example = models.TextExample | models.HiddenExample | models.FeatureExample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Classifier:
-    """A `SequenceClassifier`, taken apart.
-
-    Attributes:
-      graphdef: its structure.
-      variables: its variables by path, without their values' meaning; templates for putting it together again.
-      params: the values by path, as loaded.
-      directory: where the pretrained encoder came from.
-    """
-
-    graphdef: Any
-    variables: dict[str, tuple[tuple[Any, ...], Any]]
-    params: Params
-    directory: Path
-
-    def build(self, params: Params) -> models.SequenceClassifier:
-        """The module with these values."""
-        flat = [(path, variable.replace(params[name])) for name, (path, variable) in self.variables.items()]
-        return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+class Classifier(SplitModel):
+    """A `SequenceClassifier`, taken apart."""
 
     def features(self, params: Params, means: np.ndarray) -> np.ndarray:
         """What the head sees of every text, from the masked means of all levels."""
         model = self.build(params)
         head_inputs = jax.jit(jax.vmap(model.features))
         return np.concatenate([np.asarray(head_inputs(means[i : i + 4096])) for i in range(0, len(means), 4096)])
-
-    def trained_paths(self, selection: str | tuple[str, ...], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
-        try:
-            return models.trainable_paths(selection, self.build(self.params))
-        except ValueError as error:
-            raise UserError(f"{field}: {error}") from error
 
     def frozen_layers(self, selection: str | tuple[str, ...]) -> int | None:
         """How many layers from the bottom a phase leaves as they are; None if not even the embeddings."""
@@ -88,15 +62,30 @@ def load_classifier(config: ModelConfig, directory: Path, label_names: Sequence[
         encoder,
         len(label_names),
         label_names=tuple(label_names),
-        pooling=config.pooling,
+        pooling=_levels(config),
         normalize=config.normalize,
         feature_center=None if config.center is None else _public_mean(config, encoder, directory),
         feature_scale=config.feature_scale if config.feature_scale != 1.0 else None,
     )
-    graphdef, state = nnx.split(model)
-    variables = {"/".join(map(str, path)): (path, variable) for path, variable in nnx.to_flat_state(state)}
-    params = {name: variable[...] for name, (_, variable) in variables.items()}
-    return Classifier(graphdef, variables, params, directory)
+    return Classifier.of(model, directory)
+
+
+def encoder_pooling(config: Config) -> Literal["last", "every_layer"]:
+    """What the head on an encoder sees; options for decoders are refused."""
+    given = {
+        "model.layers": config.model.layers,
+        "model.top_layers": config.model.top_layers,
+        "lora.rank": config.lora.rank,
+        'model.pooling = "last_token"': config.model.pooling == "last_token",
+    }
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} is given, but model.path is an encoder: remove it, or name a decoder.")
+    return _levels(config.model)
+
+
+def _levels(config: ModelConfig) -> Literal["last", "every_layer"]:
+    return "last" if config.pooling == "last" else "every_layer"
 
 
 def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Path) -> np.ndarray:
@@ -113,15 +102,5 @@ def _public_mean(config: ModelConfig, encoder: models.BertEncoder, directory: Pa
     means = models.encode(
         encoder, texts.ids, texts.mask, layers=encoder.config.num_hidden_layers, hidden=False, batch_size=128
     ).means
-    plain = models.SequenceClassifier(encoder, 2, pooling=config.pooling, normalize=config.normalize)
+    plain = models.SequenceClassifier(encoder, 2, pooling=_levels(config), normalize=config.normalize)
     return np.asarray(jax.jit(jax.vmap(plain.features))(means)).mean(axis=0)
-
-
-def fingerprint(params: Params) -> str:
-    """SHA-256 of names and values."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        array = np.asarray(jax.device_get(params[name]))
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

@@ -2,26 +2,38 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Selection = str | tuple[str, ...]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+from jaxdp.training._config_fields import Count, NotNegative, Positive, Selection
+from jaxdp.training._config_fields import Section as _Section
+from jaxdp.training._config_task import (
+    NAMED_SOURCES,
+    LoraConfig,
+    NetworkConfig,
+    SamplesConfig,
+    TaskConfig,
+    TaskKind,
+    check_task,
+)
 
 
 class DataConfig(_Section):
     """`[data]`: what is trained on."""
 
     source: str = Field(
-        description='"tweets", "movie_sentences", "newsgroups", or the path of a CSV, JSONL or Parquet file'
+        description='"tweets", "movie_sentences", "newsgroups", "wordnet", "fashion_mnist", or the path of a CSV, '
+        "JSONL or Parquet file"
     )
+    path: str | None = Field(None, description='folder of the files of "wordnet" or "fashion_mnist"')
     text_column: str | None = Field(None, description="the column of a file that holds the text")
     label_column: str | None = Field(None, description="the column of a file that holds the label")
+    unit: Literal["record", "user"] = Field(
+        "record", description="what an example of a language model is: one record, or all records of one user"
+    )
+    user_column: str | None = Field(None, description='the column of a file that names the user, for unit = "user"')
+    max_records_per_user: Count | None = Field(
+        None, description="records kept of each user, who is one example however many there are"
+    )
     max_length: Annotated[int, Field(ge=4)] = Field(32, description="tokens kept of each text")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="share of the examples kept for evaluation; they are outside the guarantee"
@@ -36,11 +48,21 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """`[model]`: what is trained."""
 
-    path: str = Field("minilm", description='"minilm", or the path of a Hugging Face directory with a BERT encoder')
+    path: str = Field(
+        "minilm",
+        description='"minilm", "smollm2", the path of a Hugging Face directory (BERT, RoBERTa, Llama, ViT) or GGUF '
+        'file, or for images "convnet" or "vit" for a new network',
+    )
+    layers: Count | None = Field(None, description="use so many of a decoder's layers only, the lowest ones")
+    top_layers: Count | None = Field(
+        None, description="the highest so many layers of a decoder are a stack of their own, named top/"
+    )
     train: Selection | None = Field(None, description="what the phases train that do not say it themselves")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout rate of what a phase runs live")
-    pooling: Literal["last", "every_layer"] = Field(
-        "every_layer", description='the head sees the mean of the "last" layer, or those of "every_layer"'
+    pooling: Literal["last", "every_layer", "last_token"] = Field(
+        "every_layer",
+        description='the head sees the mean of the "last" layer of an encoder, or those of "every_layer"; of a decoder '
+        'the mean of the last layer, or with "last_token" its state at the last token',
     )
     normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
     center: Literal["tweets", "movie_sentences"] | None = Field(
@@ -170,7 +192,7 @@ class PhaseConfig(_Section):
 
     name: str = Field("", description="a word for logs and for overrides; by default what is trained")
     train: Selection = Field(
-        "", description='"head", "bias", "last:2", "all", or a list of patterns of parameter paths'
+        "", description='"head", "bias", "lora", "last:2", "all", or a list of patterns of parameter paths'
     )
     steps: Count = Field(description="number of updates")
     batch_size: Positive | Literal["full"] = Field(
@@ -182,6 +204,9 @@ class PhaseConfig(_Section):
     )
     features: Literal["cached", "live"] = Field(
         "live", description='"cached" runs what lies below the trained part once and keeps its outputs'
+    )
+    features_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="in which the stored outputs of a decoder's frozen layers are kept"
     )
     noise_weight: Positive = Field(
         1.0, description="the phase's noise multiplier relative to the other phases' (more noise costs less budget)"
@@ -205,13 +230,13 @@ class PhaseConfig(_Section):
     def _known_selection(cls, train: Selection) -> Selection:
         if train == ():
             raise ValueError('%FIELD% is []: name at least one pattern of parameter paths, such as "head/*".')
-        if isinstance(train, tuple) or train in ("", "all", "bias", "head"):
+        if isinstance(train, tuple) or train in ("", "all", "bias", "head", "lora"):
             return train
         kind, _, count = train.partition(":")
         if kind == "last" and count.isdigit() and int(count) >= 1:
             return train
         raise ValueError(
-            f'%FIELD% is "{train}": use "head", "bias", "all", "last:N" with N encoder layers, '
+            f'%FIELD% is "{train}": use "head", "bias", "lora", "all", "last:N" with N encoder layers, '
             "or a list of patterns of parameter paths."
         )
 
@@ -278,8 +303,12 @@ class LogConfig(_Section):
 class Config(_Section):
     """A whole configuration file."""
 
+    task: TaskConfig = TaskConfig()  # pyright: ignore[reportCallIssue]
     data: DataConfig
     model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
+    lora: LoraConfig = LoraConfig()  # pyright: ignore[reportCallIssue]
+    network: NetworkConfig = NetworkConfig()  # pyright: ignore[reportCallIssue]
+    samples: SamplesConfig = SamplesConfig()  # pyright: ignore[reportCallIssue]
     privacy: PrivacyConfig
     clipping: ClippingConfig = ClippingConfig()  # pyright: ignore[reportCallIssue]
     denoise: DenoiseConfig = DenoiseConfig()  # pyright: ignore[reportCallIssue]
@@ -314,10 +343,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.data.source not in NAMED_SOURCES:
-            for column in ("text_column", "label_column"):
-                if getattr(self.data, column) is None:
-                    raise ValueError(f"data.{column} is missing: name the column of {self.data.source} to read.")
+        check_task(self)
         return self
 
     @model_validator(mode="after")
@@ -384,4 +410,4 @@ class Config(_Section):
         return sum(phase.steps for phase in self.phase)
 
 
-NAMED_SOURCES = ("tweets", "movie_sentences", "newsgroups")
+__all__ = ["NAMED_SOURCES", "Config", "DataConfig", "ModelConfig", "PhaseConfig", "TaskKind"]

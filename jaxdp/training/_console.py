@@ -29,7 +29,7 @@ class Display(Protocol):
         """After an update."""
         ...
 
-    def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
+    def evaluated(self, done: int, total: int, phase: str, epsilon: float, score: str) -> None:
         """After an evaluation."""
         ...
 
@@ -71,11 +71,9 @@ class Lines:
     def step(self, done: int, phase: str, epsilon: float) -> None:
         """Only evaluations make a line."""
 
-    def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
+    def evaluated(self, done: int, total: int, phase: str, epsilon: float, score: str) -> None:
         """One line."""
-        self.say(
-            f"step {done}/{total}  phase {phase}  epsilon {epsilon_text(epsilon)}  held-out accuracy {accuracy:.4f}"
-        )
+        self.say(f"step {done}/{total}  phase {phase}  epsilon {epsilon_text(epsilon)}  {score}")
 
     def close(self) -> None:
         """Nothing to do."""
@@ -119,7 +117,7 @@ class Bar:
         )
         self._progress = rich.progress.Progress(*columns, console=self._console, refresh_per_second=4)
         self._tasks: dict[str, Any] = {}
-        self._accuracy = ""
+        self._score = ""
         self._first = 0
         self._progress.start()
 
@@ -140,13 +138,14 @@ class Bar:
 
     def step(self, done: int, phase: str, epsilon: float) -> None:
         """Move on."""
-        note = f"epsilon {epsilon_text(epsilon)}{self._accuracy}"
+        note = f"epsilon {epsilon_text(epsilon)}{self._score}"
         self._progress.update(self._tasks[phase], completed=done - self._first, note=note)
 
-    def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
-        """Show the accuracy from now on."""
-        self._accuracy = f"  held-out accuracy {accuracy:.4f}"
-        self.step(done, phase, epsilon)
+    def evaluated(self, done: int, total: int, phase: str, epsilon: float, score: str) -> None:
+        """Show the score from now on."""
+        self._score = f"  {score}"
+        if phase in self._tasks:
+            self.step(done, phase, epsilon)
 
     def close(self) -> None:
         """Stop drawing."""

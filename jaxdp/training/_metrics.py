@@ -20,9 +20,15 @@ class MetricsLog:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
         self._file = path.open("a", encoding="utf-8")
+        self._steps = {line["step"] for line in kept}
+
+    def has(self, step: int) -> bool:
+        """Whether a line of this step is there."""
+        return step in self._steps
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one object."""
+        self._steps.add(line["step"])
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

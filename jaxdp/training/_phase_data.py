@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._classifier import Classifier, Example, Params
+from jaxdp.training._classifier import Classifier, Example
 from jaxdp.training._config import PhaseConfig
 from jaxdp.training._data import Dataset
 from jaxdp.training._errors import UserError
 from jaxdp.training._features import batch_size, by_length, frozen_outputs
+from jaxdp.training._split_model import Params
+from jaxdp.training._task import accuracy_scores
 
 _EVALUATION_BATCH = 256
 
@@ -95,10 +97,7 @@ def make_evaluation(classifier: Classifier, start: int) -> Callable[[Params, Pha
     def evaluate(params: Params, phase_data: PhaseData) -> dict[str, float]:
         count = sum(int(real.sum()) for _, real in phase_data.held_out)
         sums = [batch(params, examples, real) for examples, real in phase_data.held_out]
-        return {
-            "held_out_accuracy": sum(int(correct) for correct, _ in sums) / count,
-            "held_out_loss": sum(float(loss) for _, loss in sums) / count,
-        }
+        return accuracy_scores(sums, count)
 
     return evaluate
 

@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from jaxdp.training._task import Metric
+
 _BLUE, _RED, _GREY = "#1f5fa8", "#b3331f", "#777777"
 
 
@@ -39,32 +41,34 @@ def plot_epsilon(
     _finish(figure, axes, f"Privacy spent (delta = {delta:g})", "epsilon", ends, path)
 
 
-def plot_accuracy(
-    lines: Sequence[dict[str, Any]], path: Path, *, ends: Sequence[tuple[str, int]], guarantee: str
+def plot_scores(
+    lines: Sequence[dict[str, Any]], path: Path, metric: Metric, *, ends: Sequence[tuple[str, int]], guarantee: str
 ) -> None:
-    """Held-out accuracy over steps.
+    """The run's metric over steps.
 
     Args:
       lines: the evaluations of `metrics.jsonl`.
       path: the PNG file.
+      metric: what is drawn.
       ends: name and last step of each phase.
       guarantee: in words, for the title.
     """
     figure, axes = _figure()
     steps = [line["step"] for line in lines]
-    percent = [100 * line["held_out_accuracy"] for line in lines]
-    axes.plot(steps, percent, color=_BLUE, linewidth=2, marker="o", markersize=4, label="held-out accuracy")
+    values = [(100 if metric.percent else 1) * line[metric.name] for line in lines]
+    axes.plot(steps, values, color=_BLUE, linewidth=2, marker="o", markersize=4, label=metric.words)
     if steps:
         axes.annotate(
-            f"{percent[-1]:.1f} %",
-            (steps[-1], percent[-1]),
+            f"{values[-1]:.1f} %" if metric.percent else f"{values[-1]:.1f}",
+            (steps[-1], values[-1]),
             textcoords="offset points",
             xytext=(-4, 8),
             ha="right",
             color=_BLUE,
         )
     axes.margins(y=0.2)
-    _finish(figure, axes, f"Learning curve ({guarantee})", "held-out accuracy (%)", ends, path)
+    unit = " (%)" if metric.percent else ""
+    _finish(figure, axes, f"Learning curve ({guarantee})", f"{metric.words}{unit}", ends, path)
 
 
 def plot_denoising(lines: Sequence[dict[str, Any]], path: Path, *, ends: Sequence[tuple[str, int]]) -> None:

@@ -13,8 +13,9 @@ from jaxdp.training._console import epsilon_text
 from jaxdp.training._errors import UserError
 from jaxdp.training._metrics import read_metrics
 from jaxdp.training._plan import Plan, plan_from_saved
-from jaxdp.training._plots import plot_accuracy, plot_denoising, plot_epsilon, plot_spectrum
+from jaxdp.training._plots import plot_denoising, plot_epsilon, plot_scores, plot_spectrum
 from jaxdp.training._run_directory import RunDirectory, read_json, write_text
+from jaxdp.training._task import METRICS, Metric
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -42,12 +43,13 @@ def write_report(run: RunDirectory, *, spectrum: bool = False) -> list[Path]:
     saved = read_json(run.plan)
     plan = plan_from_saved(config, saved["num_examples"], saved)
     lines = read_metrics(run.metrics)
-    scores = [line for line in lines if "held_out_accuracy" in line]
+    metric = METRICS[config.task.kind]
+    scores = [line for line in lines if metric.name in line]
     ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
     images = []
     if scores:
         images.append(("Learning curve", run.path / "learning_curve.png"))
-        plot_accuracy(scores, images[-1][1], ends=ends, guarantee=_guarantee(plan))
+        plot_scores(scores, images[-1][1], metric, ends=ends, guarantee=_guarantee(plan))
     if config.privacy.enabled:
         images.append(("Privacy spent", run.path / "epsilon.png"))
         target = config.privacy.epsilon
@@ -102,7 +104,8 @@ class _Sections:
             self.warnings.append(
                 f"This run is not finished (seen up to step {done} of {config.total_steps}): `jaxdp resume {run.path}`."
             )
-        self.rows = _rows(plan, scores, result)
+        self.rows = _rows(plan, scores, result, METRICS[config.task.kind])
+        self.samples = read_json(run.samples) if run.samples.exists() else []
         private = [line["private"] for line in lines if "private" in line]
         self.private = _private_rows(private)
 
@@ -112,6 +115,10 @@ class _Sections:
         parts += ["## Results", "", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in self.rows), ""]
         for name, path in images:
             parts += [f"![{name}]({path.name})", ""]
+        if self.samples:
+            parts += ["## Samples", ""]
+            for sample in self.samples:
+                parts += ["```", *(f"{name}: {_one_line(text)}" for name, text in _shown(sample)), "```", ""]
         if self.private:
             parts += ["## PRIVATE: outside the guarantee, not to be published", "", "| | |", "|---|---|"]
             parts += [*(f"| {a} | {b} |" for a, b in self.private), ""]
@@ -131,6 +138,9 @@ class _Sections:
         for name, path in images:
             content = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{content}"></p>')
+        if self.samples:
+            parts += ["<h2>Samples</h2>"]
+            parts += [table([(name, _one_line(text)) for name, text in _shown(s)]) + "<br>" for s in self.samples]
         if self.private:
             parts += ["<h2>PRIVATE: outside the guarantee, not to be published</h2>", table(self.private)]
         parts += ["<h2>Privacy statement</h2>", f"<pre>{html.escape(self.statement)}</pre>"]
@@ -139,11 +149,26 @@ class _Sections:
         return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def _rows(plan: Plan, scores: list[dict[str, Any]], result: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _shown(sample: dict[str, str]) -> list[tuple[str, str]]:
+    """A sample line by line."""
+    names = {"prompt": "prompt", "before": "before training", "after": "after training"}
+    return [(words, sample[name]) for name, words in names.items()]
+
+
+def _one_line(text: str) -> str:
+    """A text in which nothing can end a line or a code block of a report."""
+    return " ".join(text.replace("`", "'").split())
+
+
+def _rows(
+    plan: Plan, scores: list[dict[str, Any]], result: dict[str, Any] | None, metric: Metric
+) -> list[tuple[str, str]]:
     rows = []
     if scores:
         last = scores[-1]
-        rows.append(("held-out accuracy", f"{last['held_out_accuracy']:.4f} after step {last['step']}"))
+        if scores[0]["step"] == 0:
+            rows.append((f"{metric.words} before training", metric.number(scores[0][metric.name])))
+        rows.append((metric.words, f"{metric.number(last[metric.name])} after step {last['step']}"))
         rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats"))
         if "clipping_norm" in last:
             rows.append(("adaptive clipping norm", f"{last['clipping_norm']:g} after step {last['step']}"))

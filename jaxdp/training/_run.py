@@ -1,5 +1,6 @@
 """`train` and `resume`: from a configuration to a finished run directory."""
 
+import dataclasses
 import platform
 import time
 from collections.abc import Sequence
@@ -8,13 +9,11 @@ from typing import Any
 
 import jax
 
-from jaxdp import models, sampling
+from jaxdp import sampling
 from jaxdp.training._checkpoint import Checkpoints
-from jaxdp.training._classifier import Classifier, fingerprint, load_classifier
 from jaxdp.training._config import Config
 from jaxdp.training._config_io import dump_config, load_config
 from jaxdp.training._console import Display, epsilon_text
-from jaxdp.training._data import Dataset, load_dataset, model_directory
 from jaxdp.training._errors import UserError
 from jaxdp.training._loop import (
     Interrupted,
@@ -28,7 +27,6 @@ from jaxdp.training._loop import (
 )
 from jaxdp.training._mesh import make_layout, mesh_sizes
 from jaxdp.training._metrics import MetricsLog, read_metrics
-from jaxdp.training._phase_data import check_phases
 from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
 from jaxdp.training._processes import check_processes, is_first, of_the_first, run_directory
 from jaxdp.training._report import write_report
@@ -40,7 +38,10 @@ from jaxdp.training._run_directory import (
     write_json,
     write_text,
 )
+from jaxdp.training._split_model import fingerprint
 from jaxdp.training._statement import make_statement
+from jaxdp.training._task import Task
+from jaxdp.training._tasks import load_task
 
 
 def train(config: Config, run_dir: Path, display: Display, seed: int | None = None) -> Path:
@@ -64,11 +65,9 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
     if seed is not None and not 0 <= seed < 1 << 64:
         raise UserError("--seed must be a whole number from 0 to 2^64 - 1: give another one, or none.")
     with StopRequest().listening() as stop:
-        directory = model_directory(config)
-        dataset = load_dataset(config)
-        plan = make_plan(config, len(dataset.train))
-        classifier = load_classifier(config.model, directory, dataset.train.label_names)
-        check_phases(classifier, config.phase)
+        task = load_task(config)
+        plan = make_plan(config, task.num_train)
+        task.check(config.phase)
         run.create()
         with run.lock():
             _announce(plan, display)
@@ -77,9 +76,9 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
             statement = make_statement(plan, seeded=seed is not None)
             write_text(run.statement_json, statement.to_json() + "\n")
             write_text(run.statement_text, statement.to_text())
-            write_json(run.manifest, _manifest(run, dataset, classifier) | {"plan": read_json(run.plan)})
+            write_json(run.manifest, _manifest(run, task) | {"plan": read_json(run.plan)})
             write_json(run.running, mesh_sizes(config.mesh))
-            job = _job(run, plan, dataset, classifier, display, stop, after_step=0)
+            job = _job(run, plan, task, display, stop, after_step=0)
             key = of_the_first(sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed))
             state = initial_state(job, key)
             save_first(job, state)
@@ -116,16 +115,15 @@ def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]]
         check_processes(config)
         check_mesh(run, config)
         manifest = read_json(run.manifest)
-        dataset = load_dataset(config)
-        classifier = load_classifier(config.model, model_directory(config), dataset.train.label_names)
-        check_unchanged(run, manifest, _manifest(run, dataset, classifier))
-        plan = plan_from_saved(config, len(dataset.train), manifest["plan"])
+        task = load_task(config)
+        check_unchanged(run, manifest, _manifest(run, task))
+        plan = plan_from_saved(config, task.num_train, manifest["plan"])
         checkpoints = Checkpoints(run.saved)
         latest = checkpoints.latest()
         if latest is None:
             raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
         step, meta = latest
-        job = _job(run, plan, dataset, classifier, display, stop, after_step=step, checkpoints=checkpoints)
+        job = _job(run, plan, task, display, stop, after_step=step, checkpoints=checkpoints)
         job.seconds.update(meta["seconds"])
         _announce(plan, display)
         display.say(f"going on after step {step} of {job.total}.")
@@ -150,21 +148,20 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
         if stopped:
             # No step was made after the last checkpoint, so none will be made again.
             run.running.unlink(missing_ok=True)
-    directory, trained = job.classifier.directory, job.layout.whole(state.params)
+    trained = job.layout.whole(state.params)
     if not is_first():
         return run.path
-    models.save_pretrained(
-        job.classifier.build(job.classifier.params | trained),
-        run.model,
-        tokenizer_dir=directory,
-    )
-    last = [line for line in read_metrics(run.metrics) if "held_out_accuracy" in line][-1]
+    job.task.save(trained, run.model)
+    if samples := job.task.samples(trained):
+        write_json(run.samples, [dataclasses.asdict(sample) for sample in samples])
+    metric = job.task.metric
+    last = [line for line in read_metrics(run.metrics) if metric.name in line][-1]
     write_json(
         run.result,
         {
-            "held_out_accuracy": last["held_out_accuracy"],
+            metric.name: last[metric.name],
             "held_out_loss": last["held_out_loss"],
-            "held_out_examples": len(job.dataset.held_out),
+            "held_out_examples": job.task.num_held_out,
             "train_examples": job.plan.num_examples,
             "steps": job.total,
             "device": _device(),
@@ -173,9 +170,7 @@ def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
     )
     write_report(run)
     epsilon = epsilon_text(job.plan.epsilon)
-    job.display.say(
-        f"done: held-out accuracy {last['held_out_accuracy']:.4f}, epsilon {epsilon}; see {run.path / 'report.md'}."
-    )
+    job.display.say(f"done: {metric.text(last[metric.name])}, epsilon {epsilon}; see {run.path / 'report.md'}.")
     return run.path
 
 
@@ -210,8 +205,7 @@ def _public_times(job: Job) -> dict[str, float]:
 def _job(
     run: RunDirectory,
     plan: Plan,
-    dataset: Dataset,
-    classifier: Classifier,
+    task: Task,
     display: Display,
     stop: StopRequest,
     *,
@@ -221,14 +215,13 @@ def _job(
     cache = plan.config.data.cache
     job = Job(
         plan=plan,
-        dataset=dataset,
-        classifier=classifier,
+        task=task,
         features=run.features if cache is None else Path(cache).expanduser(),
         checkpoints=Checkpoints(run.saved) if checkpoints is None else checkpoints,
         log=MetricsLog(run.metrics, after_step),
         display=display,
         stop=stop,
-        layout=make_layout(plan.config.mesh, classifier.params),
+        layout=make_layout(plan.config.mesh, task.params),
     )
     return job
 
@@ -244,13 +237,13 @@ def _announce(plan: Plan, display: Display) -> None:
         )
 
 
-def _manifest(run: RunDirectory, dataset: Dataset, classifier: Classifier) -> dict[str, Any]:
+def _manifest(run: RunDirectory, task: Task) -> dict[str, Any]:
     """What must be the same when the run is resumed."""
     return {
         "versions": versions(),
         "config": run.config.read_text(encoding="utf-8"),
-        "data": dataset.fingerprint,
-        "model": fingerprint(classifier.params),
+        "data": task.data_fingerprint,
+        "model": fingerprint(task.params),
         "platform": jax.devices()[0].device_kind,
     }
 

@@ -37,6 +37,7 @@ class RunDirectory:
         self.statement_text = path / "statement.txt"
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
+        self.samples = path / "samples.json"
         self.plan = path / "plan.json"
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"

@@ -6,7 +6,7 @@ import dp_accounting
 
 from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec
-from jaxdp.training._config import ClippingConfig, SubspaceConfig
+from jaxdp.training._config import NAMED_SOURCES, ClippingConfig, Config
 from jaxdp.training._plan import PhasePlan, Plan
 
 PRIVATE_METRICS = ("train_loss", "batch_size", "clipped_share")
@@ -28,7 +28,7 @@ def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
         outside.append("which rows data.train_limit selected, which is taken as given")
     if config.model.center is not None:
         outside.append(f"the corpus {config.model.center}, which is taken as public and on which features are centered")
-    if config.data.source not in ("tweets", "movie_sentences", "newsgroups"):
+    if config.task.kind == "text_classification" and config.data.source not in NAMED_SOURCES:
         outside.append("the set of labels that occur in the table, which is published with the model")
     statement = accounting.PrivacyStatement.from_phases(
         [_phase(plan, phase) for phase in plan.phases],
@@ -44,6 +44,9 @@ def make_statement(plan: Plan, *, seeded: bool) -> accounting.PrivacyStatement:
             "do not know the seed"
         )
     released = "the model after every step and everything computed from it, but not the directory checkpoints/"
+    if config.data.unit == "user":
+        used = f"of which at most {config.data.max_records_per_user} are used"
+        statement = dataclasses.replace(statement, unit_of_privacy=f"one user (all records of one user, {used})")
     return dataclasses.replace(statement, setting=setting, released=released)
 
 
@@ -54,7 +57,7 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         mechanism = "mean of the gradients, neither clipped nor noisy: NO PRIVACY"
     else:
         event = sampler.event(clipping.dp_event(phase.noise_multiplier), phase.config.steps)
-        given, released = plan.config.clipping, _released(plan.config.subspace_of(phase.config))
+        given, released = plan.config.clipping, _released(plan.config, phase)
         mechanism = (
             f"sum of {released} clipped to {_bound(plan, phase)} (rule {given.rule}, "
             f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise, into "
@@ -78,12 +81,13 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
     )
 
 
-def _released(subspace: SubspaceConfig) -> str:
+def _released(config: Config, phase: PhasePlan) -> str:
+    subspace = config.subspace_of(phase.config)
     if subspace.method == "grape":
         return f"per-example gradients projected onto random subspaces of dimension {subspace.rank},"
     if subspace.method == "zeroth_order":
         return f"differences of each example's loss along {subspace.directions} random direction(s)"
-    return "per-example gradients"
+    return "per-example gradients" if config.data.unit == "record" else "gradients of users"
 
 
 def _norms(clipping: ClippingConfig) -> str:

@@ -107,7 +107,7 @@ class Quiet:
         if self._at_step is not None:
             self._at_step(done)
 
-    def evaluated(self, done: int, total: int, phase: str, epsilon: float, accuracy: float) -> None:
+    def evaluated(self, done: int, total: int, phase: str, epsilon: float, score: str) -> None:
         pass
 
     def close(self) -> None:

@@ -65,7 +65,7 @@ def test_overrides_name_a_phase_by_number_or_name_and_replace_a_rival(tmp_path):
     [
         ("data.sorce", "x", 'data.sorce is not a field: did you mean "source"?'),
         ("phase.1.stepz", "3", 'phase.1.stepz is not a field: did you mean "steps"?'),
-        ("zzz.bar", "3", "[zzz] is not a section: the sections are data, model, privacy"),
+        ("zzz.bar", "3", "[zzz] is not a section: the sections are task, data, model, lora"),
         ("privacy.epsilon", "-1", "privacy.epsilon is -1: it must be greater than 0."),
         ("privacy.epsilon", "nan", "privacy.epsilon is NaN: it must be finite."),
         ("privacy.epsilon", "eight", 'privacy.epsilon is "eight": give a number.'),
@@ -78,7 +78,7 @@ def test_overrides_name_a_phase_by_number_or_name_and_replace_a_rival(tmp_path):
         ("phase.steps", "true", "phase.1.steps is true: give a whole number."),
         ("phase.batch_size", "-3", "phase.1.batch_size is -3: it must be greater than 0."),
         ("phase.batch_size", "half", 'phase.1.batch_size is "half": use "full", or a positive number of examples.'),
-        ("phase.train", "heads", 'phase.1.train is "heads": use "head", "bias", "all", "last:N"'),
+        ("phase.train", "heads", 'phase.1.train is "heads": use "head", "bias", "lora", "all", "last:N"'),
         ("phase.train", "3", "phase.1.train is 3: give a text in quotes, or a list of patterns."),
         ("phase.train", "[1]", "phase.1.train is [1]: give a text in quotes, or a list of patterns."),
         ("phase.train", "[]", "phase.1.train is []: name at least one pattern"),

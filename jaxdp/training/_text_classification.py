@@ -1,0 +1,70 @@
+"""The task of text classification by a pretrained encoder with a head on it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxdp import models
+from jaxdp.training._classifier import Classifier
+from jaxdp.training._config import PhaseConfig
+from jaxdp.training._data import Dataset
+from jaxdp.training._phase_data import check_phases, make_evaluation, make_phase_data
+from jaxdp.training._split_model import Params
+from jaxdp.training._task import METRICS, Metric, Prepared, Progress, Task
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextClassification(Task):
+    """A `Task`: labelled texts and a `Classifier`."""
+
+    classifier: Classifier
+    dataset: Dataset
+
+    @property
+    def metric(self) -> Metric:
+        """Accuracy."""
+        return METRICS["text_classification"]
+
+    @property
+    def params(self) -> Params:
+        """Encoder, head and public constants."""
+        return self.classifier.params
+
+    @property
+    def num_train(self) -> int:
+        """Number of training texts."""
+        return len(self.dataset.train)
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of held-out texts."""
+        return len(self.dataset.held_out)
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Of the tokens and labels."""
+        return self.dataset.fingerprint
+
+    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
+        """The parameters that a phase trains."""
+        return self.classifier.trained_paths(selection, field)
+
+    def check(self, phases: Sequence[PhaseConfig]) -> None:
+        """Refuse phases that do not fit the model."""
+        check_phases(self.classifier, phases)
+
+    def prepare(self, params: Params, phase: PhaseConfig, field: str, directory: Path, progress: Progress) -> Prepared:
+        """Token ids, or the stored outputs of frozen layers."""
+        data = make_phase_data(self.classifier, params, self.dataset, phase, field, directory, progress)
+        evaluate = make_evaluation(self.classifier, data.start)
+        return Prepared(
+            data.train,
+            data.held_out,
+            lambda params, example: self.classifier.loss(params, example, data.start),
+            lambda params, held_out: evaluate(params, dataclasses.replace(data, held_out=held_out)),
+        )
+
+    def save(self, params: Params, directory: Path) -> None:
+        """Write a Hugging Face directory with the tokenizer in it."""
+        model = self.classifier.build(self.params | params)
+        models.save_pretrained(model, directory, tokenizer_dir=self.classifier.directory)
