@@ -23,6 +23,8 @@ def sharding():
 def test_the_batch_is_that_of_one_device_and_no_row_moves():
     sampler, alone = ShardedPoissonSampling(99, 0.2, sharding()), PoissonSampling(99, 0.2)
     assert (sampler.shards, sampler.rows_per_shard, sampler.padded_num_examples) == (8, 13, 104)
+    # What a sum is divided by is public, and not one device's share.
+    assert sampler.expected_batch_size == alone.expected_batch_size
     data = parallel.shard_examples(lambda rows: {"twice": 2 * rows}, sampler)
 
     def draw(key, step, data):
