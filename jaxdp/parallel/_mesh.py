@@ -72,8 +72,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
       The sharding of an array's first axis.
 
     Example:
-      >>> batch_sharding(make_mesh(data=1)).spec
-      PartitionSpec(('data', 'fsdp'),)
+      >>> tuple(batch_sharding(make_mesh(data=1)).spec)
+      (('data', 'fsdp'),)
     """
     names = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
     return NamedSharding(mesh, PartitionSpec(names))

@@ -38,8 +38,8 @@ class ShardingRules:
       >>> mesh = jaxdp.parallel.make_mesh(data=1)
       >>> rules = ShardingRules(mesh, {"up/*": "last", "down/*": P("tensor", None)})
       >>> params = {"up": {"kernel": jnp.ones((8, 16))}, "down": {"kernel": jnp.ones((16, 8))}}
-      >>> rules(params)["up"]["kernel"].spec
-      PartitionSpec('fsdp', 'tensor')
+      >>> tuple(rules(params)["up"]["kernel"].spec)
+      ('fsdp', 'tensor')
     """
 
     mesh: Mesh
