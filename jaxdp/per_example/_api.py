@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
-from jaxdp.per_example._finite import finite_only, with_donors, zero_unless
+from jaxdp.per_example._finite import finite_only, slow_in_loops, with_donors, zero_unless
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import materialize
@@ -166,7 +166,7 @@ class PerExampleGrads(Inert):
                 norms, total = run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
                 return norms, self._placed(total)
 
-            return finite_only(attempt, zeros, batch, mask)
+            return finite_only(attempt, zeros, batch, mask, first_apart=slow_in_loops(run.traced.closed))
 
         norms, total = self._reduce(microbatch, self._rows())
         return total, norms

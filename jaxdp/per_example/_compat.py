@@ -51,6 +51,16 @@ def sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]]:
     return inner, ()
 
 
+def uses_primitive(jaxpr: Any, name: str) -> bool:
+    """Whether an equation of an open jaxpr, or of one inside it, is of this primitive."""
+    values = lambda eqn: (v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else (p,)))
+    opened = lambda eqn: (v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values(eqn))
+    return any(
+        eqn.primitive.name == name or any(uses_primitive(v, name) for v in opened(eqn) if isinstance(v, core.Jaxpr))
+        for eqn in jaxpr.eqns
+    )
+
+
 def checkpoint_like(eqn: Any, fn: Any) -> Any:
     """`jax.checkpoint` with the options of an existing checkpoint equation."""
     return jax.checkpoint(fn, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdp._shards import apart, shards_of
+from jaxdp.per_example._compat import uses_primitive
 
 PyTree = Any
 
@@ -42,17 +43,25 @@ def zero_unless(condition: Bool[Array, ""], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.lax.select(jnp.broadcast_to(condition, x.shape), x, jnp.zeros_like(x)), tree)
 
 
+def slow_in_loops(closed: Any) -> bool:
+    """Whether there are convolutions on a CPU: XLA brings them into a form that is fast there outside loops only."""
+    return jax.default_backend() == "cpu" and uses_primitive(closed.jaxpr, "conv_general_dilated")
+
+
 def finite_only(
     run: Callable[[PyTree, Array], tuple[Array, PyTree]],
     zeros: tuple[Array, PyTree],
     batch: PyTree,
     mask: Bool[Array, " batch"],
+    *,
+    first_apart: bool = False,
 ) -> tuple[Float[Array, "batch groups"], PyTree]:
     """`run(batch, alive) -> (norms, total)` over the examples whose gradients are finite; `zeros` look like its result.
 
     Selecting on every factor of every contraction would read each activation once more in every step. Here the rows of
     an example whose norm came out NaN or Inf are replaced by another one's and the pass is run again, by a loop, so
-    that it is compiled once and costs nothing where all is finite, as it is nearly always.
+    that it is compiled once and costs nothing where all is finite, as it is nearly always. `first_apart` compiles the
+    first pass a second time, outside the loop.
     """
 
     def nothing() -> tuple[Array, PyTree]:
@@ -69,11 +78,17 @@ def finite_only(
 
     # Nobody counts as finite before the first trip, so that it is always made (on an empty batch, too). What it starts
     # from is never read; of equal values XLA would make one and copy it.
-    leaves, treedef = jax.tree.flatten(zeros)
-    unread = treedef.unflatten([jnp.full_like(x, i) for i, x in enumerate(leaves)])
-    wanted = lambda state: state[-1] | more(state[:-1])
-    start = (mask, mask, *unread, jnp.ones((), bool))
-    _, alive, norms, total, _ = jax.lax.while_loop(wanted, lambda state: (*trip(state[1]), jnp.zeros((), bool)), start)
+    if first_apart:
+        norms, total = run(with_donors(batch, mask), mask)
+        first = (mask, mask & jnp.all(jnp.isfinite(norms), axis=1), norms, zero_unless(jnp.any(mask), total))
+        _, alive, norms, total = jax.lax.while_loop(more, lambda state: trip(state[1]), first)
+    else:
+        leaves, treedef = jax.tree.flatten(zeros)
+        unread = treedef.unflatten([jnp.full_like(x, i) for i, x in enumerate(leaves)])
+        wanted = lambda state: state[-1] | more(state[:-1])
+        start = (mask, mask, *unread, jnp.ones((), bool))
+        again = lambda state: (*trip(state[1]), jnp.zeros((), bool))
+        _, alive, norms, total, _ = jax.lax.while_loop(wanted, again, start)
     found = jnp.where((mask & ~alive)[:, None], jnp.inf, norms)
     # Exact norms err upwards by what underflow can have taken: for a masked row, by more than nothing.
     return jnp.where(mask[:, None], found, 0), total
