@@ -33,10 +33,15 @@ def weak_scaling(
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            for line in process.stdout:
-                row = json.loads(line)
-                say(f"{count} devices, {row['layout']}, {row['key']}: {row.get('note') or _brief(row)}")
-                yield row
+            try:
+                for line in process.stdout:
+                    row = json.loads(line)
+                    say(f"{count} devices, {row['layout']}, {row['key']}: {row.get('note') or _brief(row)}")
+                    yield row
+            except BaseException:
+                # Whoever stops asking, by Ctrl-C or by an error, needs no more rows.
+                process.kill()
+                raise
         if process.returncode:
             raise RuntimeError(f"the process with {count} devices ended with status {process.returncode}.")
 

@@ -78,7 +78,9 @@ class PerExampleGrads(Inert):
           groups: as for `jaxdp.transforms.clip`.
           norm: exact, or the estimator of `jaxdp.norms` to take where it is cheaper; `method="materialize"` stays
             exact, which the analysis of estimated norms allows at any use.
-          key: of the estimator's probes, one that is used for nothing else.
+          key: of the estimator's probes, one that is used for nothing else. A key does not know where it was used:
+            two calls with the same one draw the same probes, while the analysis of estimated norms wants new ones in
+            every step. `jaxdp.transforms.clip` folds the step in by itself; whoever calls this must.
 
         Returns:
           float32 `[batch]` for `"all"`, otherwise a dict of such arrays by group. NaN or Inf where a gradient is.
