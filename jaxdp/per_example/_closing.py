@@ -104,7 +104,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
     return wrap
 
 
-def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple[Callable, list[Array], list[Any]]:
+def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple[Callable, list[Any], list[Any]]:
     """The step's arguments as two lists, those with and those without a gradient, and what merges them again."""
     reports, held, state, slices = args
 

@@ -111,9 +111,9 @@ class Layout:
         """Values of the model as every process can read them."""
         if self.rules is None:
             return params
-        if jax.process_count() == 1:
-            return jax.tree.map(np.asarray, params)
-        return multihost_utils.process_allgather(params, tiled=True)
+        one = jax.process_count() == 1
+        values = params if one else multihost_utils.process_allgather(params, tiled=True)
+        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), values)
 
 
 def make_layout(config: MeshConfig, params: dict[str, Any]) -> Layout:

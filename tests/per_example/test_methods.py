@@ -200,13 +200,13 @@ def test_half_precision_model_agrees_with_its_float32_gradients(dtype) -> None:
 
 
 def test_a_gradient_that_is_reused_is_weighed_by_its_whole_group() -> None:
-    """A long sequence through a narrow layer: the kernel's gradient is made once, and the bias counts in its weight."""
+    """A long sequence through a narrow layer: the kernel's gradient is kept, and the bias counts in its weight."""
     keys = jax.random.split(jax.random.key(1), 3)
     params = {"kernel": jax.random.normal(keys[0], (4, 4)), "bias": jnp.zeros(4)}
     # The bias's gradient is the longer one by far.
     batch = 0.01 * jax.random.normal(keys[1], (BATCH, 64, 4))
     loss = lambda p, x: jnp.sum((x @ p["kernel"] + p["bias"][None]) * jnp.linspace(0.5, 1.5, 64)[:, None])
-    assert "once" in str(jaxdp.explain(loss, params, batch, groups="all", method="fused"))
+    assert "kept" in str(jaxdp.explain(loss, params, batch, groups="all", method="fused"))
     grads = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, batch)
     run = lambda p, x: jaxdp.per_example_grad(loss, method="fused")(p, x)
     found, norms = jax.jit(lambda p, x: run(p, x).clipped_sum_and_norms(clip_to(1.0)))(params, batch)
