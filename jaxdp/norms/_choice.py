@@ -1,10 +1,14 @@
 """How the squared norm of one use's gradient is found: the cheapest way among those that were asked for."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._shards import sum_examples
 from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
 from jaxdp.norms._estimators import Hutchinson, HutchPP, Randomized
 from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_squared_norm, outer_squared_norm
@@ -59,6 +63,33 @@ def factored_squared_norm(
     if estimator is None:
         return outer_squared_norm(a, g, choice.rule)
     return estimated_squared_norm(a, g, _given(key), estimator)
+
+
+def estimated_clipped_sum(
+    a: Float[Array, "b t c"],
+    g: Float[Array, "b t p"],
+    weigh: Callable[[Array, Any], Array],
+    rest: Any,
+    choice: NormChoice,
+    keys: Key[Array, "*each"],
+    precision: Any,
+) -> tuple[Float[Array, "c p"], Float[Array, " b"]]:
+    r"""$\sum_i w_i A_i^\top G_i$ with $w_i$ = `weigh(estimated squared norms, rest)`, one example after the other.
+
+    All at once would hold the smaller factor of every example a second time, multiplied by its weight. `keys` is the
+    probes' key, or one for each example.
+    """
+    own_keys = keys.shape == a.shape[:1]
+
+    def add(total: Array, part: Any) -> tuple[Array, Array]:
+        a, g, rest, key = part
+        norm = factored_squared_norm(a[None], g[None], choice, key if own_keys else keys)
+        weight = weigh(norm[None], jax.tree.map(lambda x: x[None], rest))[0].astype(a.dtype)
+        a, g = (weight * a, g) if a.size < g.size else (a, weight * g)
+        return total + jnp.einsum("tc,tp->cp", a, g, precision=precision), norm
+
+    zeros = jnp.zeros((a.shape[-1], g.shape[-1]), a.dtype)
+    return sum_examples(add, zeros, (a, g, rest, keys if own_keys else None))
 
 
 def mixed_factored_squared_norm(

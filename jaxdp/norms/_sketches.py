@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from jaxdp._normals import standard_normal
 from jaxdp.norms._estimators import HutchPP, Randomized
 
 
 def probe_matrix(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*batch n probes"]:
     r"""Independent $\mathcal N(0, 1/k)$ entries, k being the last axis' length."""
-    return jax.random.normal(key, shape, dtype) / math.sqrt(shape[-1])
+    return standard_normal(key, shape, dtype) / math.sqrt(shape[-1])
 
 
 def estimated_squared_norm(

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from jaxdp.norms import clipped_outer_sum, factored_squared_norm, prefers_reuse
+from jaxdp.norms import clipped_outer_sum, estimated_clipped_sum, factored_squared_norm, prefers_reuse
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
+
+# Sequences from which on a loop over examples costs no time beside what is done for each.
+_LONG = 2048
 
 # Lengths of axes, and in how many parts devices hold them.
 Parts = tuple[tuple[int, int], ...]
@@ -136,14 +139,30 @@ class Contracted(Use):
         sizes = self.sizes(jnp.shape(cts[0]))
         return self.choice.estimator(*sizes) is None and prefers_reuse(*sizes, self.choice.rule)
 
+    def clips_in_one_go(self, cts: Sequence[Any]) -> bool:
+        """Also with estimated norms of long sequences, example by example."""
+        k, t, c, p = self.sizes(jnp.shape(cts[0]))
+        return self.reuses_gradient(cts) or (k == 1 and t >= _LONG and self.choice.estimator(k, t, c, p) is not None)
+
     def clipped(
-        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+        self,
+        weigh: Callable[[Array, Any], Array],
+        rest: Any,
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Any,
+        keys: Key[Array, "*each"] | None = None,
     ) -> tuple[Float[Array, " batch"], Array]:
-        """A few examples' gradients at a time: squared, weighted, added up."""
+        """A few examples at a time: their gradients squared, weighted, added up; one where norms are estimated."""
         other, size = 1 - self.index, cts[0].shape[0]
         x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
         a, g = self._factors(wide(x), wide(cts[0]), 1)
-        total, norms = clipped_outer_sum(a, g, weigh, rest, self.eqn.params["precision"])
+        precision = self.eqn.params["precision"]
+        if self.choice.estimator(*self.sizes(cts[0].shape[1:])) is not None:
+            assert keys is not None
+            total, norms = estimated_clipped_sum(a[:, 0], g[:, 0], weigh, rest, self.choice, keys, precision)
+            return norms, self._unfold(total[None])
+        total, norms = clipped_outer_sum(a, g, weigh, rest, precision)
         return norms, self._unfold(total)
 
 

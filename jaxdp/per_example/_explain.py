@@ -23,7 +23,7 @@ from jaxdp.per_example._costs import (
     training_flops,
 )
 from jaxdp.per_example._explanation import Explanation, PlannedUse, RankCost
-from jaxdp.per_example._families import Family, Member, adds_up, reused
+from jaxdp.per_example._families import Family, Member, adds_up, clipped_last
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign, factor_bytes, trace
 from jaxdp.per_example._prediction import MEAN_GRADIENTS, predict
@@ -221,7 +221,7 @@ class _Rows:
             if part.product:
                 rule, once = kept_product(site)
                 cost = once.times(every)
-            elif member is reused(family):
+            elif member is clipped_last(family) and site.use.reuses_gradient(site.cts):
                 rule, once = reuse_of_use(site)
                 cost = once.times(every)
             elif joint is None:

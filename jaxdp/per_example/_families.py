@@ -121,7 +121,7 @@ def finish(
     and `keys` those of the leaves' probes.
     """
     canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
-    last = reused(family)
+    last = clipped_last(family)
     rest = [m for m in family.members if m is not last]
     norms = others + group_norms(family.num_groups, rest, canonical, keys)
     totals = {}
@@ -129,7 +129,8 @@ def finish(
         (part,) = last.parts
         report = canonical[part.key]
         threshold = None if thresholds is None else thresholds[0]
-        norm, total = clipped(part.use, weigh, norms[0], threshold, unbatched[last.leaf], report.kept, report.cts)
+        key, unit = keys.get(last.leaf), unbatched[last.leaf]
+        norm, total = clipped(part.use, weigh, norms[0], threshold, unit, report.kept, report.cts, key)
         norms, totals[part.key] = norm[None], total
     weights = weigh(norms, thresholds)
     for member in rest:
@@ -138,12 +139,12 @@ def finish(
     return norms, totals
 
 
-def reused(family: Family) -> Member | None:
-    """The member whose gradient is best made once for both the norm and the sum: nothing else is left to wait for."""
+def clipped_last(family: Family) -> Member | None:
+    """The member that is best clipped example by example, as its norm is the last that the family waits for."""
     if family.num_groups > 1:
         return None
     able = [m for m in family.members if len(m.parts) == 1 and not m.parts[0].loops]
-    able = [m for m in able if m.parts[0].use.reuses_gradient(m.parts[0].site.cts)]
+    able = [m for m in able if m.parts[0].use.clips_in_one_go(m.parts[0].site.cts)]
     return max(able, key=lambda m: math.prod(m.parts[0].site.cts[0].shape), default=None)
 
 

@@ -13,7 +13,7 @@ from jaxdp.norms import Randomized, Rule, norm_rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._contracted import Contracted
-from jaxdp.per_example._families import Family, Member, Part, adds_up, after, joins, reused
+from jaxdp.per_example._families import Family, Member, Part, adds_up, after, clipped_last, joins
 from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._rewrite import Loop, Rewriter, Site
@@ -200,7 +200,7 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, kee
             continue
         if body is not None:
             modes.update(dict.fromkeys(leaves, Mode.REPORT))
-            last = reused(_family(traced, groups, leaves, body, modes)[0])
+            last = clipped_last(_family(traced, groups, leaves, body, modes)[0])
             for leaf in leaves:
                 if (last is None or leaf != last.leaf) and _product_is_smaller(traced, leaf, body):
                     modes[leaf] = Mode.PRODUCT

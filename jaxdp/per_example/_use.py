@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp.norms import ANY_EXACT, NormChoice
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
@@ -109,15 +109,28 @@ class Use:
         return None
 
     def reuses_gradient(self, cts: Sequence[Any]) -> bool:
-        """Whether `clipped` is cheaper than the norm and the sum by themselves."""
+        """Whether an example's gradient, made once, is cheaper than its norm and the sum by themselves."""
         del cts
         return False
 
+    def clips_in_one_go(self, cts: Sequence[Any]) -> bool:
+        """Whether `clipped` is cheaper or smaller than the norm and the sum by themselves."""
+        return self.reuses_gradient(cts)
+
     def clipped(
-        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+        self,
+        weigh: Callable[[Array, Any], Array],
+        rest: Any,
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Any,
+        keys: Key[Array, "*each"] | None = None,
     ) -> tuple[Float[Array, " batch"], Array]:
-        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go."""
-        raise NotImplementedError("asked where reuses_gradient says so only, by a rule of its own")
+        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go.
+
+        `keys` are those of the norm's probes: one, or one for each example.
+        """
+        raise NotImplementedError("asked where clips_in_one_go says so only, by a rule of its own")
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """One example's gradient of the weight operand, in the operand's shape."""

@@ -39,22 +39,22 @@ def clipped(
     key: PRNGKeyArray | None = None,
 ) -> tuple[Float[Array, ""], Array]:
     """The group's squared norm (this use's and the `others`'), and this use's clipped sum over the batch."""
-    if not use.reuses_gradient(cts):
+    if not use.clips_in_one_go(cts):
         norm = others + use.squared_norm(operands, cts, key).astype(jnp.float32)
         return norm, contracted(use, weigh(norm, threshold), unbatched, operands, cts)
 
-    def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array]) -> Any:
-        rest_batched, operands_batched, cts_batched = batched
+    def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array], key: Any) -> Any:
+        rest_batched, operands_batched, cts_batched, _ = batched
         size = next(ct.shape[0] for ct, b in zip(cts, cts_batched, strict=True) if b)
         full = lambda x, b: None if x is None else x if b else jnp.broadcast_to(x, (size, *x.shape))
         rest = tuple(full(x, b) for x, b in zip(rest, rest_batched, strict=True))
         all_cts = [full(ct, b) for ct, b in zip(cts, cts_batched, strict=True)]
         inner = weigh.with_consts(shared[1])
         weights = lambda own, rest: inner(rest[0] + own.astype(jnp.float32), rest[1])
-        norms, total = use.clipped(weights, rest, operands, operands_batched, all_cts)
+        norms, total = use.clipped(weights, rest, operands, operands_batched, all_cts, key)
         return rest[0] + norms.astype(jnp.float32), total
 
     norm, total = over_batch(
-        clip, (True, False), (unbatched, list(weigh.consts)), (others, threshold), operands, list(cts)
+        clip, (True, False), (unbatched, list(weigh.consts)), (others, threshold), operands, list(cts), key
     )
     return norm, total

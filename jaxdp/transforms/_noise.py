@@ -13,6 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
+from jaxdp._normals import standard_normal
 from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noisy_gradient import NoisyGradient
@@ -128,6 +129,7 @@ def _standard_normals(
     for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
         together.setdefault((leaf.shape, leaf.dtype, sharding), []).append(i)
     most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
+    rows_of = _row_numbers(keys, max(map(len, together.values()), default=0))
     draws: list[Any] = [None] * len(leaves)
     for (shape, dtype, sharding), members in together.items():
         draw = functools.partial(_draw, shape=shape, dtype=dtype, sharding=sharding)
@@ -136,11 +138,24 @@ def _standard_normals(
             chunk = members[start : start + count]
             # A loop, because XLA would fuse (and compile) a batched generator into every leaf's addition.
             rows = jax.lax.map(draw, keys[np.asarray(chunk)]) if len(chunk) > 1 else draw(keys[chunk[0]])[None]
-            for row, i in enumerate(chunk):
-                draws[i] = jax.lax.index_in_dim(rows, row, keepdims=False)
+            for row, i in zip(rows_of, chunk, strict=False):
+                draws[i] = jax.lax.dynamic_index_in_dim(rows, row, keepdims=False)
     return draws
 
 
+def _row_numbers(keys: Key[Array, " leaves"], count: int) -> list[Int[Array, ""]]:
+    """0, 1, ..., count - 1, which the compiler does not know to be these.
+
+    XLA's CPU compiler compiles equal kernels once. With a known row, the kernel that updates a parameter would be
+    another one for each parameter of a shape, and half of the compile time of the noise goes into these.
+    """
+    forwards = lambda: [jnp.int32(row) for row in range(count)]
+    backwards = lambda: [jnp.int32(count - 1 - row) for row in range(count)]  # never wrong, only another order
+    unknown = lambda word: jax.lax.cond(word != np.uint32(0xFFFFFFFF), forwards, backwards)
+    word = jax.random.key_data(keys).ravel()[0]
+    return jax.lax.platform_dependent(word, cpu=unknown, default=lambda _: forwards())
+
+
 def _draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
-    normals = jax.random.normal(key, shape, dtype)
+    normals = standard_normal(key, shape, dtype)
     return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)

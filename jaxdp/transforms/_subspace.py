@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from jaxdp._normals import standard_normal
 from jaxdp.per_example import MatrixAxes, Projection
 from jaxdp.per_example._check import leaf_name
 from jaxdp.per_example._projection import project_along, projected_shape
@@ -61,7 +62,7 @@ class Chosen:
     def draw(self, kind: Basis, key: PRNGKeyArray, dtype: Any) -> Projection:
         r"""A basis from a key, with $E[PP^\top] = I$ (but for `"released"`)."""
         shape = (*(self.shape[a] for a in self.batch), self.width, self.rank)
-        normals = jax.random.normal(key, shape, dtype)
+        normals = standard_normal(key, shape, dtype)
         if kind == "orthonormal":
             matrix = jnp.linalg.qr(normals)[0] * math.sqrt(self.width / self.rank)
         else:

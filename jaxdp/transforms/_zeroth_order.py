@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._normals import standard_normal
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.per_example._values import wide_dtype
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
@@ -158,7 +159,7 @@ def zeroth_order(
 def _direction(params: PyTree, key: PRNGKeyArray) -> PyTree:
     """A standard normal direction, every parameter from a key of its own."""
     leaves, treedef = jax.tree.flatten(params)
-    draw = lambda i, x: jax.random.normal(jax.random.fold_in(key, i), jnp.shape(x), wide_dtype(x.dtype))
+    draw = lambda i, x: standard_normal(jax.random.fold_in(key, i), jnp.shape(x), wide_dtype(x.dtype))
     return treedef.unflatten([draw(i, x) for i, x in enumerate(leaves)])
 
 

@@ -31,6 +31,14 @@ def unit_probes(always: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxdp.per_example._convolved.probe_matrix", eye)
 
 
+@pytest.fixture(params=["short", "long"])
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Short sequences are clipped all at once, long ones example by example; here none is long by itself."""
+    if request.param == "long":
+        monkeypatch.setattr("jaxdp.per_example._contracted._LONG", 1)
+    return request.param
+
+
 TRICKY = ("tied_embedding_and_head", "recurrent", "scanned_checkpointed_transformer", "convolutions", "experts")
 
 
@@ -107,7 +115,7 @@ def test_microbatches_do_not_begin_the_probes_anew(always: None) -> None:
 
 
 @pytest.mark.parametrize("sharing", ["batch", "example"])
-def test_every_method_makes_the_same_estimate(always: None, sharing: str) -> None:
+def test_every_method_makes_the_same_estimate(always: None, length: str, sharing: str) -> None:
     loss, params, batch = stack_of(3)
     batch = batch * jnp.arange(1.0, 5.0)[:, None, None]
     norm = Hutchinson(8, sharing=sharing)  # pyright: ignore[reportArgumentType]
@@ -144,8 +152,32 @@ def test_a_key_is_needed_and_a_rule_keeps_a_norm_exact() -> None:
     assert jaxdp.explain(loss, w, x, norm=Hutchinson(8), rules={"params": "gram"}).rows[0].rule == "Gram"
 
 
+def test_long_sequences_are_clipped_one_by_one_with_what_shares_their_threshold(
+    always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"kernel": jax.random.normal(jax.random.key(1), (5, 7)), "bias": jnp.zeros(7)}
+    batch = jax.random.normal(jax.random.key(2), (4, 12, 5))
+    weights = jax.vmap(lambda x: jnp.linspace(0.1, x[0, 0], 7))(batch)
+    loss = lambda p, example: jnp.sum(jnp.tanh(example[0] @ p["kernel"] + p["bias"][None]) * example[1][None])
+    grads = jaxdp.per_example_grad(loss, method="fused")(params, (batch, weights))
+    run = jax.jit(lambda k: grads.clipped_sum_and_norms(clip_to(1.0), "layer", None, Hutchinson(8), k))
+    at_once, norms = run(KEY)
+    calls = []
+    monkeypatch.setattr("jaxdp.per_example._contracted._LONG", 12)
+    one_by_one = jaxdp.norms.estimated_clipped_sum
+    noted = lambda *args: calls.append(1) or one_by_one(*args)
+    monkeypatch.setattr("jaxdp.per_example._contracted.estimated_clipped_sum", noted)
+    jax.clear_caches()
+    found, same = jax.jit(lambda k: grads.clipped_sum_and_norms(clip_to(1.0), "layer", None, Hutchinson(8), k))(KEY)
+    assert calls
+    np.testing.assert_allclose(same, norms, rtol=2e-5)
+    assert relative_error(found, at_once) < 2e-5
+
+
 @pytest.mark.parametrize("norm", [Hutchinson(8), HutchPP(8, sketch=8)], ids=["hutchinson", "hutch++"])
-def test_no_buffer_of_the_sequence_squared_or_of_one_gradient_per_example(norm: Hutchinson | HutchPP) -> None:
+def test_no_buffer_of_the_sequence_squared_or_of_one_gradient_per_example(
+    length: str, norm: Hutchinson | HutchPP
+) -> None:
     size, t, d, p = 4, 512, 256, 384
     loss = lambda w, x: jnp.sum(jnp.square(jnp.tanh(x @ w)))
     w, x = jnp.zeros((d, p)), jnp.zeros((size, t, d))
