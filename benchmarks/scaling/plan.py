@@ -41,11 +41,11 @@ class Cluster:
     seq: int = 2048
     """Tokens of one example."""
     bf16_tflops: float = 989.0
-    """Peak of bfloat16 products, in which the model computes."""
+    """Peak of bfloat16 products, in which the model computes and exact norms are found."""
     sum_tflops: float = 495.0
     """Peak of the products of clipped sums: float32 operands at default precision, tf32 on this card."""
-    norm_tflops: float = 67.0
-    """Peak of the products of norms: float32 at full precision."""
+    estimate_tflops: float = 67.0
+    """Peak of the products of estimated norms: float32 at full precision."""
     utilisation: float = 0.45
     """Share of each peak that is reached."""
     memory_gbps: float = 3350.0
@@ -63,7 +63,8 @@ class Work:
     Attributes:
       model: products in the model's dtype.
       sums: products of clipped sums.
-      norms: products of norms, in float32.
+      norms: products of exact norms, of 16-bit factors.
+      estimates: products with probes, in float32.
       traffic: bytes that norms read and write.
       sent: bytes that the device sends to others.
     """
@@ -71,16 +72,17 @@ class Work:
     model: float
     sums: float
     norms: float
+    estimates: float
     traffic: float
     sent: float
 
-    def seconds(self, cluster: Cluster, norm_tflops: float | None = None) -> tuple[float, float]:
+    def seconds(self, cluster: Cluster) -> tuple[float, float]:
         """With everything that is sent hidden behind arithmetic, and with nothing of it hidden."""
         reached = lambda tflops: tflops * 1e12 * cluster.utilisation
         arithmetic = (
-            self.model / reached(cluster.bf16_tflops)
+            (self.model + self.norms) / reached(cluster.bf16_tflops)
             + self.sums / reached(cluster.sum_tflops)
-            + self.norms / reached(norm_tflops or cluster.norm_tflops)
+            + self.estimates / reached(cluster.estimate_tflops)
             + self.traffic / (cluster.memory_gbps * 1e9)
         )
         link = self.sent / (cluster.link_gbps * 1e9)
@@ -103,7 +105,7 @@ def paper_plan(scale: Scale, cluster: Cluster) -> dict[str, Any]:
     loss = models.token_loss(graph, rest)
     shape = (cluster.batch_per_device, cluster.seq)
     batch = models.TokenExample(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_))
-    machine = rates.Machine(cluster.norm_tflops * 1e12, cluster.memory_gbps * 1e9)
+    machine = rates.Machine(cluster.bf16_tflops * 1e12, cluster.memory_gbps * 1e9)
     # Which rule is the cheaper one is a matter of the machine that is planned for, not of this one.
     with mock.patch.dict(rates._MACHINES, {jax.default_backend(): machine}):
         traced = trace(_check.call_loss(loss, False), params, batch)
@@ -116,15 +118,16 @@ def paper_plan(scale: Scale, cluster: Cluster) -> dict[str, Any]:
     training = explained["ghost"].training_flops
     sums = size * sum(runs(s.loops) * sum_of_use(s).flops for s in traced.sites.values() if s.sizes is not None)
     once = sent_bytes(entries, cluster, gathers=2)
-    rows = [_row("plain", "non-private", common, {}, Work(training, 0.0, 0.0, 0.0, once), cluster)]
+    rows = [_row("plain", "non-private", common, {}, Work(training, 0.0, 0.0, 0.0, 0.0, once), cluster)]
     for key, label, *_ in METHODS:
         plan = explained[key]
-        norms, traffic, reused = split_norms(plan, traced, size)
+        norms, estimates, traffic, reused = split_norms(plan, traced, size)
         again = plan.second_pass_flops > 0
         work = Work(
             training - sums + plan.second_pass_flops,
             sums + reused,
             norms,
+            estimates,
             traffic,
             sent_bytes(entries, cluster, gathers=3 if again else 2),
         )
@@ -132,12 +135,11 @@ def paper_plan(scale: Scale, cluster: Cluster) -> dict[str, Any]:
         rows.append(_row(key, label, common, extra, work, cluster))
     # One gradient at a time, and the weights gathered anew for each.
     one = {"one example's gradient": 4 * entries, "its sum before it is cut": 4 * entries}
-    work = Work(training, 0.0, 2.0 * size * entries, 8.0 * size * entries, size * once)
+    work = Work(training, 0.0, 2.0 * size * entries, 0.0, 8.0 * size * entries, size * once)
     rows.append(_row("vmap-1", "vmap(grad), microbatch 1", common, one, work, cluster))
     base = rows[0]["seconds"]
     for row in rows:
         row["ratio"] = [own / reference for own, reference in zip(row["seconds"], base, strict=True)]
-        row["ratio_bf16_norms"] = row["seconds_bf16_norms"][0] / base[0]
     return {
         "title": f"Llama, {entries / 1e9:.2f} billion parameters",
         "cluster": dataclasses.asdict(cluster),
@@ -152,18 +154,20 @@ def _explain(loss: Any, params: PyTree, batch: PyTree, method: Any, groups: str,
     return jaxdp.explain(loss, params, batch, groups=groups, method=method, norm=norm)
 
 
-def split_norms(plan: jaxdp.per_example.Explanation, traced: Traced, size: int) -> tuple[float, float, float]:
-    """Operations and traffic of the norms alone, and what a norm that comes with its sum adds to the sum."""
+def split_norms(plan: jaxdp.per_example.Explanation, traced: Traced, size: int) -> tuple[float, float, float, float]:
+    """Operations of exact and of estimated norms, their traffic, and what a norm that comes with its sum adds to it."""
     sites = [site for leaf in range(len(traced.stacks)) for site in traced.sites_of(leaf).values()]
-    norms = traffic = reused = 0.0
+    norms = estimates = traffic = reused = 0.0
     for row, site in zip(plan.rows, sites, strict=True):
         alone = sum_of_use(site).times(size * runs(site.loops))
         traffic += max(0.0, row.bytes - alone.bytes)
         if row.rule == "product, once":
             reused += row.flops - alone.flops
+        elif row.rule in ("Hutchinson", "Hutch++"):
+            estimates += row.flops - alone.flops
         else:
             norms += row.flops - alone.flops
-    return norms, traffic, reused
+    return norms, estimates, traffic, reused
 
 
 def common_memory(params: PyTree, config: models.LlamaConfig, cluster: Cluster) -> dict[str, float]:
@@ -213,5 +217,4 @@ def _row(
         "fits": sum(memory.values()) <= cluster.memory_gib * GIB,
         "work": dataclasses.asdict(work),
         "seconds": work.seconds(cluster),
-        "seconds_bf16_norms": work.seconds(cluster, cluster.bf16_tflops),
     }

@@ -93,17 +93,16 @@ def plan_tables(plan: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]
     memory.append(["all, GiB", *(f"{row['total'] / GIB:,.1f}" for row in plan["rows"])])
     limit = plan["cluster"]["memory_gib"]
     memory.append([f"fits {limit:g} GiB", *("yes" if row["fits"] else "no" for row in plan["rows"])])
-    head = ["step", "model, PFLOP", "sums, PFLOP", "norms, PFLOP", "sent, GB", "step, s", "of non-private"]
-    head += ["nothing hidden", "norms at bf16's peak"]
+    head = ["step", "model, PFLOP", "sums, PFLOP", "norms, PFLOP", "estimates, PFLOP", "sent, GB", "step, s"]
+    head += ["of non-private", "nothing hidden"]
     work = [
         [
             row["label"],
-            *(f"{row['work'][name] / 1e15:.3f}" for name in ("model", "sums", "norms")),
+            *(f"{row['work'][name] / 1e15:.3f}" for name in ("model", "sums", "norms", "estimates")),
             f"{row['work']['sent'] / 1e9:,.1f}",
             f"{row['seconds'][0]:.2f}",
             f"{row['ratio'][0]:.2f}",
             f"{row['ratio'][1]:.2f}",
-            f"{row['ratio_bf16_norms']:.2f}",
         ]
         for row in plan["rows"]
     ]

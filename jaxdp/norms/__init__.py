@@ -26,6 +26,7 @@ from jaxdp.norms._estimators import EXACT, Exact, Hutchinson, HutchPP, Norm, Ran
 from jaxdp.norms._exact import (
     Rule,
     clipped_outer_sum,
+    full_product,
     outer_squared_norm,
     prefers_reuse,
     reuse_chunk,
@@ -53,6 +54,7 @@ __all__ = [
     "estimate_cost",
     "estimated_clipped_sum",
     "factored_squared_norm",
+    "full_product",
     "gram_cost",
     "mixed_factored_squared_norm",
     "norm_rule",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._shards import sum_examples
+from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
 from jaxdp.norms._estimators import Hutchinson, HutchPP, Randomized
 from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_squared_norm, outer_squared_norm
@@ -62,7 +63,7 @@ def factored_squared_norm(
     estimator = choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2])
     if estimator is None:
         return outer_squared_norm(a, g, choice.rule)
-    return estimated_squared_norm(a, g, _given(key), estimator)
+    return estimated_squared_norm(wide(a), wide(g), _given(key), estimator)
 
 
 def estimated_clipped_sum(
@@ -83,12 +84,13 @@ def estimated_clipped_sum(
 
     def add(total: Array, part: Any) -> tuple[Array, Array]:
         a, g, rest, key = part
+        a, g = wide(a), wide(g)
         norm = factored_squared_norm(a[None], g[None], choice, key if own_keys else keys)
         weight = weigh(norm[None], jax.tree.map(lambda x: x[None], rest))[0].astype(a.dtype)
         a, g = (weight * a, g) if a.size < g.size else (a, weight * g)
         return total + jnp.einsum("tc,tp->cp", a, g, precision=precision), norm
 
-    zeros = jnp.zeros((a.shape[-1], g.shape[-1]), a.dtype)
+    zeros = jnp.zeros((a.shape[-1], g.shape[-1]), wide_dtype(a.dtype))
     return sum_examples(add, zeros, (a, g, rest, keys if own_keys else None))
 
 

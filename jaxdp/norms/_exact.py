@@ -10,6 +10,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
 from jaxdp._shards import map_examples, shards_of, sum_examples
+from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
 
 # What the user may ask for, and what is done.
@@ -25,9 +26,26 @@ _REUSED_ELEMENTS = 1 << 20
 # A Gram norm whose terms cancel below this fraction of their bound has lost its digits: it is not believed below it,
 # because an underestimated norm would break the sensitivity while an overestimated one only clips harder.
 _GRAM_FLOOR = 2.0**-19
+# Of 16-bit factors, whose products matrix units may add up with fewer digits.
+_NARROW_GRAM_FLOOR = 2.0**-14
 # Squares below float32's smallest normal number are lost. Where norms are products of factors' norms, the loss in one
 # factor is multiplied by the other, so what may be lost is added: again an overestimate, of no size unless it matters.
 _SMALLEST_SQUARE = 2.0**-126
+
+
+def _narrow(x: Array, y: Array) -> bool:
+    return x.dtype == y.dtype and jnp.finfo(x.dtype).bits <= 16
+
+
+def full_product(spec: str, x: Array, y: Array, precision: Any = "highest") -> Array:
+    """A product in float32 (or better) that rounds nowhere but in adding up.
+
+    Products of two 16-bit numbers are float32 numbers. So 16-bit factors, unless of two kinds, are multiplied as they
+    are, at the rate of matrix units; others at the given precision.
+    """
+    if _narrow(x, y):
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+    return jnp.einsum(spec, wide(x), wide(y), precision=precision)
 
 
 def exact_rule(k: int, t: int, c: int, p: int, rule: Rule | None = None) -> ExactRule:
@@ -55,7 +73,7 @@ def outer_squared_norm(
 
 
 def _vector_squared_norm(a: Float[Array, "k 1 c"], g: Float[Array, "k 1 p"]) -> Float[Array, ""]:
-    aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
+    aa, gg = (jnp.sum(jnp.square(wide(x)), axis=(1, 2)) for x in (a, g))
     return jnp.sum(aa * gg + _lost_squares(aa, gg, a.shape[2], g.shape[2]))
 
 
@@ -68,8 +86,9 @@ def _gram_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Fl
         inner, aa, gg = _gram_sums(a, g) if k > 1 else _gram_sums(a[0], g[0])
     else:
         inner = _tiled_gram_inner_product(a, g, tile)
-        aa, gg = jnp.sum(jnp.square(a), axis=(1, 2)), jnp.sum(jnp.square(g), axis=(1, 2))
-    return jnp.maximum(inner, _GRAM_FLOOR * jnp.sum(aa * gg)) + jnp.sum(_lost_squares(aa, gg, *sizes))
+        aa, gg = (jnp.sum(jnp.square(wide(x)), axis=(1, 2)) for x in (a, g))
+    floor = _NARROW_GRAM_FLOOR if _narrow(a, g) else _GRAM_FLOOR
+    return jnp.maximum(inner, floor * jnp.sum(aa * gg)) + jnp.sum(_lost_squares(aa, gg, *sizes))
 
 
 def _lost_squares(aa: Float[Array, "*k"], gg: Float[Array, "*k"], a_size: int, g_size: int) -> Float[Array, "*k"]:
@@ -105,7 +124,7 @@ def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
 
 @_together(lambda a, g: a[0] * a[2] * g[2])
 def _product_squared_norm(a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]) -> Float[Array, " b"]:
-    return jnp.sum(jnp.square(jnp.einsum("bktc,bktp->bkcp", a, g, precision="highest")), axis=(1, 2, 3))
+    return jnp.sum(jnp.square(full_product("bktc,bktp->bkcp", a, g)), axis=(1, 2, 3))
 
 
 @_together(lambda a, g: 2 * math.prod(a[:-1]) * a[-2])
@@ -113,8 +132,8 @@ def _gram_sums(
     a: Float[Array, "b *k t c"], g: Float[Array, "b *k t p"]
 ) -> tuple[Float[Array, " b"], Float[Array, "b *k"], Float[Array, "b *k"]]:
     """Inner product of A A^T and G G^T, and their traces: the factors' squared norms without reading them again."""
-    aa = jnp.einsum("...rc,...tc->...rt", a, a, precision="highest")
-    gg = jnp.einsum("...rp,...tp->...rt", g, g, precision="highest")
+    aa = full_product("...rc,...tc->...rt", a, a)
+    gg = full_product("...rp,...tp->...rt", g, g)
     row, column = (jax.lax.broadcasted_iota(jnp.int32, aa.shape, aa.ndim - d) for d in (2, 1))
     on_diagonal = lambda x: jnp.where(row == column, x, 0)
     add = lambda x, y: tuple(map(jnp.add, x, y))
@@ -131,8 +150,8 @@ def _gram_inner_product(
     x: Float[Array, "b k r c"], y: Float[Array, "b k r p"], a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]
 ) -> Float[Array, " b"]:
     """Inner product of some rows of A A^T with those of G G^T."""
-    aa = jnp.einsum("bkrc,bktc->bkrt", x, a, precision="highest")
-    gg = jnp.einsum("bkrp,bktp->bkrt", y, g, precision="highest")
+    aa = full_product("bkrc,bktc->bkrt", x, a)
+    gg = full_product("bkrp,bktp->bkrt", y, g)
     return jnp.sum(aa * gg, axis=(1, 2, 3))
 
 
@@ -187,22 +206,23 @@ def clipped_outer_sum(
     # An axis of length one on what enters a loop has XLA copy it, to bring its axes in order.
     several, alone = k > 1, chunk == 1 < each
     given = (a, g) if several else (a[:, 0], g[:, 0])
+    dtype = wide_dtype(a.dtype)
 
     def add(total: Array, part: Any) -> tuple[Array, Array]:
         a, g, rest = jax.tree.map(lambda x: x[None], part) if alone else part
-        product = jnp.einsum("b...tc,b...tp->b...cp", a, g, precision=precision)
+        product = full_product("b...tc,b...tp->b...cp", a, g, precision)
         norms = jnp.sum(jnp.square(product), axis=tuple(range(1, product.ndim)))
         weights = weigh(norms, rest).astype(product.dtype)
         return total + jnp.einsum("b,b...->...", weights, product, precision="highest"), norms
 
     whole = lambda total: total if several else total[None]
     if chunk == each:
-        total, norms = add(jnp.zeros((), a.dtype), (*given, rest))
+        total, norms = add(jnp.zeros((), dtype), (*given, rest))
         return whole(total), norms
     parts = (*given, rest)
     if not alone:
         parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), parts)
-    total, norms = sum_examples(add, jnp.zeros((k, c, p) if several else (c, p), a.dtype), parts)
+    total, norms = sum_examples(add, jnp.zeros((k, c, p) if several else (c, p), dtype), parts)
     return whole(total), norms.reshape(size)
 
 

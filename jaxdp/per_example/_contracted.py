@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
-from jaxdp.norms import clipped_outer_sum, estimated_clipped_sum, factored_squared_norm, prefers_reuse
-from jaxdp.per_example._use import Layout, Operands, Outer, Use, product, wide
+from jaxdp._wide import wide
+from jaxdp.norms import clipped_outer_sum, estimated_clipped_sum, factored_squared_norm, full_product, prefers_reuse
+from jaxdp.per_example._use import Layout, Operands, Outer, Use, product
 
 # Sequences from which on a loop over examples costs no time beside what is done for each.
 _LONG = 2048
@@ -72,11 +73,11 @@ class Contracted(Use):
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The full outer product of one example."""
-        a, g = self._factors(wide(operands[1 - self.index]), wide(cts[0]), 0)
+        a, g = self._factors(operands[1 - self.index], cts[0], 0)
         if a.shape[0] == 1:
             # As in `weighted_sum`: no batch axis of length one.
-            return self._unfold(jnp.einsum("tc,tp->cp", a[0], g[0], precision="highest")[None])
-        return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision="highest"))
+            return self._unfold(full_product("tc,tp->cp", a[0], g[0])[None])
+        return self._unfold(full_product("ktc,ktp->kcp", a, g))
 
     def squared_norm(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
@@ -85,7 +86,7 @@ class Contracted(Use):
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
         if self.choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2]) is None:
             a, g = _by_part(a, g, self.parts)
-        return factored_squared_norm(wide(a), wide(g), self.choice, key)
+        return factored_squared_norm(a, g, self.choice, key)
 
     def weighted_sum(
         self,
@@ -156,7 +157,7 @@ class Contracted(Use):
         """A few examples at a time: their gradients squared, weighted, added up; one where norms are estimated."""
         other, size = 1 - self.index, cts[0].shape[0]
         x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
-        a, g = self._factors(wide(x), wide(cts[0]), 1)
+        a, g = self._factors(x, cts[0], 1)
         precision = self.eqn.params["precision"]
         if self.choice.estimator(*self.sizes(cts[0].shape[1:])) is not None:
             assert keys is not None

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxdp._wide import wide
 from jaxdp.norms import outer_squared_norm, probe_matrix
-from jaxdp.per_example._use import Operands, Outer, Use, product, wide
+from jaxdp.per_example._use import Operands, Outer, Use, product
 
 
 class Convolved(Use):

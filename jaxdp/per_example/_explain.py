@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxdp._wide import wide_dtype
 from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._api import Method, check_method
@@ -33,7 +34,6 @@ from jaxdp.per_example._rewrite import Site
 from jaxdp.per_example._rules import check_rules, primitive_of
 from jaxdp.per_example._taps import Mode
 from jaxdp.per_example._use import Elementwise
-from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
 

@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jaxdp._wide import wide
 from jaxdp.norms import row_squared_norm
-from jaxdp.per_example._use import Layout, Operands, Rows, Use, wide
+from jaxdp.per_example._use import Layout, Operands, Rows, Use
 
 
 class Gathered(Use):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._wide import wide_dtype
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._groups import Groups
-from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
 

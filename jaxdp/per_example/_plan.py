@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import wide_dtype
 from jaxdp.norms import Randomized, Rule, norm_rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
@@ -20,7 +21,7 @@ from jaxdp.per_example._rewrite import Loop, Rewriter, Site
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
 from jaxdp.per_example._taps import Key, Mode, Port
 from jaxdp.per_example._use import Escaped
-from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight, wide_dtype
+from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
 
 PyTree = Any
 

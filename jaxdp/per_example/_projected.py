@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import wide
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._projection import MatrixAxes, Projection, project_along, projected_shape
-from jaxdp.per_example._use import Operands, Use, product, wide
+from jaxdp.per_example._use import Operands, Use, product
 from jaxdp.per_example._values import Weight
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdp.per_example._use import wide
+from jaxdp._wide import wide
 
 Side = Literal["smaller", "larger", "rows", "columns"]
 

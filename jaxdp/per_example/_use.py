@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._wide import wide
 from jaxdp.norms import ANY_EXACT, NormChoice
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
-from jaxdp.per_example._values import wide_dtype
 
 Operands = dict[int, Any]
 
@@ -41,11 +41,6 @@ class Rows(NamedTuple):
 
     ids: Int[Array, " t"]
     rows: Float[Array, "t p"]
-
-
-def wide(x: Array) -> Array:
-    """The same values in float32 or better."""
-    return x.astype(wide_dtype(x.dtype))
 
 
 def is_float(x: Any) -> bool:

@@ -3,16 +3,10 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 Path = tuple[int, ...]
 ProbeKeys = Key[Array, "..."]  # one, or one for each entry of a leaf's stack
-
-
-def wide_dtype(dtype: Any) -> Any:
-    """At least float32: half-precision squares underflow and half-precision sums stall."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 class Shadow(NamedTuple):

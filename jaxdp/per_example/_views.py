@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import wide_dtype
 from jaxdp.per_example._compat import eval_eqn, is_literal
-from jaxdp.per_example._values import Entry, Plain, Shadow, Weight, wide_dtype
+from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
 
 # Linear in their first operand and free of arithmetic, so they apply to a float32 shadow as they are.
 _LINEAR = frozenset(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxdp.per_example._values import wide_dtype
+from jaxdp._wide import wide_dtype
 from jaxdp.transforms._known_noise import check_stddev, known_noise
 from jaxdp.transforms._spec import is_number
 

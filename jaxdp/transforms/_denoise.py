@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdp.per_example._values import wide_dtype
+from jaxdp._wide import wide_dtype
 from jaxdp.transforms._denoise_numerics import (
     COLD_PASSES,
     Denoised,

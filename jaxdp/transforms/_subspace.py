@@ -12,10 +12,10 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
+from jaxdp._wide import wide_dtype
 from jaxdp.per_example import MatrixAxes, Projection
 from jaxdp.per_example._check import leaf_name
 from jaxdp.per_example._projection import project_along, projected_shape
-from jaxdp.per_example._values import wide_dtype
 
 PyTree = Any
 Side = Literal["smaller", "larger", "rows", "columns"]

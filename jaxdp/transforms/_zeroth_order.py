@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
+from jaxdp._wide import wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
-from jaxdp.per_example._values import wide_dtype
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output
 from jaxdp.transforms._spec import is_number
