@@ -90,8 +90,11 @@ def one_at_a_time_sum(
     return sum_examples(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)[0]
 
 
-def few_at_a_time(fn: Callable, elements: int, *args: Any) -> Array:
-    """`fn(*args)` of one example, with intermediates of `elements` entries: over a large batch, one by one."""
+def few_at_a_time(fn: Callable, elements: int, *args: Any, room: int | None = None) -> Array:
+    """`fn(*args)` of one example, with intermediates of `elements` entries: over a large batch, one by one.
+
+    With `room` given, as many at a time as have no more entries than that.
+    """
 
     @custom_vmap
     def call(args: tuple[Any, ...]) -> Array:
@@ -107,7 +110,19 @@ def few_at_a_time(fn: Callable, elements: int, *args: Any) -> Array:
             return fn(*treedef.unflatten([next(rest) if b else x for x, b in zip(leaves, batched, strict=True)]))
 
         own = [x for x, b in zip(leaves, batched, strict=True) if b]
-        vectorised = elements * (axis_size // shards_of(axis_size)) <= _VECTORISED_ELEMENTS
-        return (jax.vmap(one)(own) if vectorised else map_examples(one, own)), True
+        each = axis_size // shards_of(axis_size)
+        few = 1 if room is None else chunk_size(each, room // max(1, elements))
+        vectorised = few == each if room is not None else elements * each <= _VECTORISED_ELEMENTS
+        if vectorised:
+            return jax.vmap(one)(own), True
+        return map_examples(one, own, batch_size=None if few == 1 else few), True
 
     return call(args)
+
+
+def chunk_size(size: int, most: int) -> int:
+    """The largest divisor of a batch's size that is no more than `most`, and at least one."""
+    chunk = max(1, min(size, most))
+    while size % chunk:
+        chunk -= 1
+    return chunk

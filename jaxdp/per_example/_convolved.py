@@ -1,63 +1,83 @@
 """Uses as kernels of convolutions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxdp._wide import wide
+from jaxdp._shards import shards_of, sum_examples
 from jaxdp.norms import outer_squared_norm, probe_matrix
-from jaxdp.per_example._use import Operands, Outer, Use, product
+from jaxdp.per_example._batching import chunk_size, few_at_a_time
+from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
+from jaxdp.per_example._patches import Window
+from jaxdp.per_example._use import Operands, Outer, Use, product, wide
+from jaxdp.per_example._values import wide_dtype
+
+# Rows of patches of a few examples, together in one matrix product of a sum: at least so many, if there are.
+_SUM_ROWS = 1024
 
 
 class Convolved(Use):
-    """`conv_general_dilated`, strided, dilated or grouped, in any number of dimensions."""
+    """`conv_general_dilated`, strided, dilated or grouped, in any number of dimensions.
+
+    The gradient of one example is a matrix product with patches of its input. Those are several times the input, so
+    they are cut out for a few examples at a time and never held for a batch.
+    """
 
     @staticmethod
     def matches(eqn: Any, index: int) -> bool:
         """Whether the weight is the kernel of a convolution without batch groups."""
         return index == 1 and eqn.params["batch_group_count"] == 1
 
+    @property
+    def _window(self) -> Window:
+        return Window(self.eqn.params, self.eqn.invars[1].aval.shape)
+
     def _patches(self, x: Array, ct: Array) -> tuple[Array, Array]:
-        """Patches `[groups, T, C]` and cotangents `[groups, T, P]`, T being all output positions."""
-        p = self.eqn.params
-        dims, groups = p["dimension_numbers"], p["feature_group_count"]
-        kernel = self.eqn.invars[1].aval.shape
-        patches = jax.lax.conv_general_dilated_patches(
-            wide(x),
-            filter_shape=[kernel[d] for d in dims.rhs_spec[2:]],
-            window_strides=p["window_strides"],
-            padding=p["padding"],
-            lhs_dilation=p["lhs_dilation"],
-            rhs_dilation=p["rhs_dilation"],
-            dimension_numbers=dims,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        """Patches `[*groups, T, C]` and cotangents `[*groups, T, P]`, T being all output positions."""
+        return self._window.patches(wide(x), ct.shape), self._window.outputs(wide(ct))
 
-        def canonical(y: Array) -> Array:
-            batch, feature, *spatial = dims.out_spec
-            y = y.transpose([feature, batch, *spatial])
-            y = y.reshape(groups, y.shape[0] // groups, -1)
-            return jnp.swapaxes(y, 1, 2)
+    def _product(self, x: Array, ct: Array, precision: Any = jax.lax.Precision.HIGHEST) -> Array:
+        """One example's gradient `[*groups, P, C]`."""
+        a, g = self._patches(x, ct)
+        # In this order: the other one's small first side has a CPU copy the patches once more.
+        return jnp.einsum("...tp,...tc->...pc", g, a, precision=precision)
 
-        return canonical(patches), canonical(wide(ct))
+    def _few(self, fn: Callable[[Array, Array], Array], x: Array, ct: Array) -> Array:
+        """`fn(input, cotangent)` of one example, with patches of few examples alive."""
+        return few_at_a_time(fn, self._alive(ct.shape), x, ct, room=alive_elements())
+
+    def _alive(self, ct_shape: tuple[int, ...]) -> int:
+        """Elements of one example's patches or gradient, whichever are more."""
+        k, t, c, p = self.sizes(ct_shape)
+        return k * c * max(t, p)
 
     def squared_norm(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
     ) -> Float[Array, ""]:
         """A convolution is a matrix product with patches of its input."""
-        norm = self.choice.estimator(*self.sizes(jnp.shape(cts[0])))
+        sizes = self.sizes(jnp.shape(cts[0]))
+        norm = self.choice.estimator(*sizes)
         if norm is not None:
             assert key is not None
-            return self._sketched_squared_norm(operands[0], cts[0], key, norm.probes)
-        return outer_squared_norm(*self._patches(operands[0], cts[0]), self.choice.rule)
+            return self._squared_product(operands[0], self._mixed(cts[0], key, norm.probes))
+        if convolution_norm(*sizes, self.choice)[0] == "Gram":
+            gram = lambda x, ct: outer_squared_norm(*map(self._with_groups, self._patches(x, ct)), "gram")
+            return self._few(gram, operands[0], cts[0])
+        return self._squared_product(operands[0], cts[0])
 
-    def _sketched_squared_norm(self, x: Array, ct: Array, key: PRNGKeyArray, probes: int) -> Float[Array, ""]:
-        """The kernel's gradient with random combinations in place of its outputs: no patches are made."""
-        dims = self.eqn.params["dimension_numbers"]
-        feature = dims.out_spec[1]
+    def _squared_product(self, x: Array, ct: Array) -> Array:
+        return self._few(lambda x, ct: jnp.sum(jnp.square(self._product(x, ct))), x, ct)
+
+    def _with_groups(self, x: Array) -> Array:
+        """With an axis for groups, also if there is one only."""
+        return x if self._window.groups > 1 else x[None]
+
+    def _mixed(self, ct: Array, key: PRNGKeyArray, probes: int) -> Array:
+        """Random combinations in place of the outputs of each group."""
+        feature = self.eqn.params["dimension_numbers"].out_spec[1]
         groups, _, _, outputs = self.sizes(jnp.shape(ct))
         grouped = jnp.moveaxis(wide(ct), feature, -1)
         grouped = grouped.reshape(*grouped.shape[:-1], groups, outputs)
@@ -67,9 +87,7 @@ class Convolved(Use):
             probe_matrix(key, (groups, outputs, probes), grouped.dtype),
             precision="highest",
         )
-        mixed = jnp.moveaxis(mixed.reshape(*mixed.shape[:-2], -1), -1, feature)
-        sketch = self._kernel_gradient(x, mixed, mixed.shape[feature], jax.lax.Precision.HIGHEST)
-        return jnp.sum(jnp.square(sketch))
+        return jnp.moveaxis(mixed.reshape(*mixed.shape[:-2], -1), -1, feature)
 
     def sizes(self, ct_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Groups, output positions, and the sizes of a group's patches and outputs."""
@@ -79,28 +97,9 @@ class Convolved(Use):
         patch = product([kernel[d] for d in spec[1:]])
         return groups, product(ct_shape) // max(1, outputs), patch, outputs // groups
 
-    def _kernel_gradient(self, x: Array, ct: Array, outputs: int | None = None, precision: Any = None) -> Array:
-        """The gradient of a (folded) batch, of the kernel or of one like it with another number of outputs."""
-        p, shape = self.eqn.params, list(self.eqn.invars[1].aval.shape)
-        if outputs is not None:
-            shape[p["dimension_numbers"].rhs_spec[0]] = outputs
-        options = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
-
-        def apply(w: Array) -> Array:
-            return jax.lax.conv_general_dilated(
-                wide(x),
-                w,
-                **{name: p[name] for name in options},
-                feature_group_count=p["feature_group_count"],
-                precision=p["precision"] if precision is None else precision,
-            )
-
-        struct = jax.ShapeDtypeStruct(tuple(shape), wide(x).dtype)
-        return jax.linear_transpose(apply, struct)(wide(ct))[0]
-
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The kernel's gradient of one example."""
-        return self._kernel_gradient(operands[0], cts[0])
+        return self._few(lambda x, ct: self._window.unfold(self._product(x, ct)), operands[0], cts[0])
 
     def weighted_sum(
         self,
@@ -109,17 +108,86 @@ class Convolved(Use):
         batched: dict[int, bool],
         cts: Sequence[Array],
     ) -> Array:
-        """The convolution's own backward pass over the whole batch, folded into its batch dimension."""
-        dims = self.eqn.params["dimension_numbers"]
-        x = operands[0] if batched[0] else jnp.broadcast_to(operands[0], (weights.shape[0], *operands[0].shape))
+        """The kernel's gradient over the whole batch."""
+        size = weights.shape[0]
+        x = operands[0] if batched[0] else jnp.broadcast_to(operands[0], (size, *operands[0].shape))
+        if jax.default_backend() != "cpu":
+            return self._folded_gradient(weights, x, cts[0])
+        # Patches and a product take no longer there than the convolution's own backward pass, nor in a loop, where
+        # XLA's convolutions are slow.
+        _, t, _, _ = self.sizes(cts[0].shape[1:])
+        precision = self.eqn.params["precision"]
+        most = max(alive_elements() // max(1, self._alive(cts[0].shape[1:])), -(-_SUM_ROWS // max(1, t)))
+
+        def add(total: Array, part: Any) -> tuple[Array, None]:
+            weights, x, ct = part
+            a, g = jax.vmap(self._patches)(x, ct)
+            g = weights.astype(g.dtype).reshape(-1, *(1,) * (g.ndim - 1)) * g
+            fold = lambda y: jnp.moveaxis(y, 0, -3).reshape(*y.shape[1:-2], -1, y.shape[-1])
+            return total + jnp.einsum("...tp,...tc->...pc", fold(g), fold(a), precision=precision), None
+
+        return self._window.unfold(self._in_chunks(add, most, cts[0].dtype, (weights, x, cts[0]))[0])
+
+    def _folded_gradient(self, weights: Float[Array, " batch"], x: Array, ct: Array) -> Array:
+        """The convolution's own backward pass, over the batch folded into its batch dimension."""
+        p = self.eqn.params
+        dims = p["dimension_numbers"]
+        options = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers")
 
         def fold(y: Array, batch_dim: int) -> Array:
             y = jnp.moveaxis(y, 0, batch_dim)
             return y.reshape(*y.shape[:batch_dim], -1, *y.shape[batch_dim + 2 :])
 
-        ct = wide(cts[0])
-        ct = weights.astype(ct.dtype).reshape((-1,) + (1,) * (ct.ndim - 1)) * ct
-        return self._kernel_gradient(fold(wide(x), dims.lhs_spec[0]), fold(ct, dims.out_spec[0]))
+        x, ct = fold(wide(x), dims.lhs_spec[0]), wide(ct)
+        ct = fold(weights.astype(ct.dtype).reshape((-1,) + (1,) * (ct.ndim - 1)) * ct, dims.out_spec[0])
+
+        def apply(w: Array) -> Array:
+            return jax.lax.conv_general_dilated(
+                x,
+                w,
+                **{name: p[name] for name in options},
+                feature_group_count=p["feature_group_count"],
+                precision=p["precision"],
+            )
+
+        return jax.linear_transpose(apply, jax.ShapeDtypeStruct(self.eqn.invars[1].aval.shape, x.dtype))(ct)[0]
+
+    def reuses_gradient(self, cts: Sequence[Any]) -> bool:
+        """Where the gradient costs less than Gram matrices, it is made once for the norm and the sum."""
+        return convolution_prefers_reuse(*self.sizes(jnp.shape(cts[0])), self.choice)
+
+    def clipped(
+        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+    ) -> tuple[Float[Array, " batch"], Array]:
+        """A few examples' gradients at a time: squared, weighted, added up."""
+        size = cts[0].shape[0]
+        x = operands[0] if batched[0] else jnp.broadcast_to(operands[0], (size, *operands[0].shape))
+        precision = self.eqn.params["precision"]
+
+        def add(total: Array, part: Any) -> tuple[Array, Array]:
+            x, ct, rest = part
+            found = jax.vmap(lambda x, ct: self._product(x, ct, precision))(x, ct)
+            norms = jnp.sum(jnp.square(found), axis=tuple(range(1, found.ndim)))
+            weights = weigh(norms, rest).astype(found.dtype)
+            return total + jnp.einsum("b,b...->...", weights, found, precision="highest"), norms
+
+        most = alive_elements() // max(1, self._alive(cts[0].shape[1:]))
+        total, norms = self._in_chunks(add, most, cts[0].dtype, (x, cts[0], rest))
+        return norms.reshape(size), self._window.unfold(total)
+
+    def _in_chunks(
+        self, add: Callable[[Array, Any], tuple[Array, Any]], most: int, dtype: Any, parts: Any
+    ) -> tuple[Array, Any]:
+        """`add(total, part) -> (total, found)` over parts of `most` examples, from a total `[*groups, P, C]` of zeros."""
+        size = jax.tree.leaves(parts)[0].shape[0]
+        each = size // shards_of(size)
+        chunk = chunk_size(each, most)
+        groups, _, c, p = self.sizes((0,))
+        start = jnp.zeros((groups, p, c) if groups > 1 else (p, c), wide_dtype(dtype))
+        if chunk == each:
+            return add(start, parts)
+        split = lambda x: x.reshape(size // chunk, chunk, *x.shape[1:])
+        return sum_examples(add, start, jax.tree.map(split, parts))
 
     @property
     def factor_operands(self) -> tuple[int, ...]:
@@ -128,6 +196,6 @@ class Convolved(Use):
 
     def factors(self, operands: Operands, cts: Sequence[Array]) -> Outer:
         """Runs of the equation follow each other along the output positions."""
-        a, g = jax.vmap(self._patches)(operands[0], cts[0])
+        a, g = jax.vmap(lambda x, ct: tuple(map(self._with_groups, self._patches(x, ct))))(operands[0], cts[0])
         along = lambda x: jnp.moveaxis(x, 1, 0).reshape(x.shape[1], -1, x.shape[3])
         return Outer(along(a), along(g))

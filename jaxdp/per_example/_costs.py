@@ -19,6 +19,13 @@ from jaxdp.norms import (
     rows_sum_cost,
     sum_cost,
 )
+from jaxdp.per_example._convolution_costs import (
+    convolution_norm,
+    convolution_reuse_cost,
+    convolution_sum_cost,
+    cut_cost,
+)
+from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._families import Part
 from jaxdp.per_example._gathered import Gathered
 from jaxdp.per_example._rewrite import Loop, Site
@@ -41,6 +48,8 @@ def runs(loops: Iterable[Loop]) -> int:
 
 def norm_of_use(site: Site) -> Priced:
     """Squared norm of one run's gradient."""
+    if site.sizes is not None and isinstance(site.use, Convolved):
+        return Priced(*convolution_norm(*site.sizes, site.use.choice))
     if site.sizes is not None:
         return outer_norm(*site.sizes, site.use.choice)
     if isinstance(site.use, Gathered):
@@ -87,6 +96,8 @@ def joint_norm(parts: Sequence[Part]) -> Priced:
 
 def sum_of_use(site: Site) -> Cost:
     """One run's share of the weighted sum over the batch."""
+    if site.sizes is not None and isinstance(site.use, Convolved):
+        return convolution_sum_cost(*site.sizes)
     if site.sizes is not None:
         return sum_cost(*site.sizes)
     if isinstance(site.use, Gathered):
@@ -97,16 +108,17 @@ def sum_of_use(site: Site) -> Cost:
 def reuse_of_use(site: Site) -> Priced:
     """Norm and share of the sum of one run, from a gradient that is made once."""
     k, t, c, p = site.sizes or (1, 1, 1, 1)
+    if isinstance(site.use, Convolved):
+        return Priced("product, once", convolution_reuse_cost(k, t, c, p))
     return Priced("product, once", reuse_cost(k, t, c, p, reuse_chunk(k, c, p)))
 
 
 def kept_product(site: Site) -> Priced:
     """Norm and share of the sum of one run, from a gradient that is kept until the clipping weight is known."""
-    k, _, c, p = site.sizes or (1, 1, 1, 1)
+    k, t, c, p = site.sizes or (1, 1, 1, 1)
+    cut = cut_cost(k, t, c) if isinstance(site.use, Convolved) else NOTHING
     # Made and squared; read again, weighted and added up.
-    return Priced(
-        "product, kept", product_cost(*(site.sizes or (1, 1, 1, 1))) + Cost(2.0 * k * c * p, _WORD * k * c * p)
-    )
+    return Priced("product, kept", product_cost(k, t, c, p) + cut + Cost(2.0 * k * c * p, _WORD * k * c * p))
 
 
 def gradient_of_use(site: Site) -> Cost:

@@ -10,10 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdp._wide import wide_dtype
-from jaxdp.norms import Randomized, Rule, norm_rule
+from jaxdp.norms import Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._contracted import Contracted
+from jaxdp.per_example._convolved import Convolved
+from jaxdp.per_example._costs import norm_of_use
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, clipped_last, joins
 from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._projection import Projection
@@ -275,9 +277,9 @@ def _product_is_smaller(traced: Traced, leaf: int, body: Path | None) -> bool:
     """Whether an example's gradient of a leaf, from which its exact norm is found, is smaller than its factors."""
     sites = list(traced.sites_of(leaf).values())
     site = sites[0]
-    if len(sites) > 1 or not isinstance(site.use, Contracted) or not site.use.factor_operands or site.sizes is None:
+    if len(sites) > 1 or not isinstance(site.use, Contracted | Convolved) or not site.use.factor_operands:
         return False
-    if not _steps_add_up(sites, body) or norm_rule(*site.sizes, site.use.choice) != "product":
+    if not _steps_add_up(sites, body) or norm_of_use(site).rule != "product":
         return False
     factors = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*site.operands.values(), *site.cts))
     return math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize < factors
