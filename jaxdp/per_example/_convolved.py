@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from jaxdp._shards import shards_of, sum_examples
+from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms import outer_squared_norm, probe_matrix
 from jaxdp.per_example._batching import chunk_size, few_at_a_time
 from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
 from jaxdp.per_example._patches import Window
-from jaxdp.per_example._use import Operands, Outer, Use, product, wide
-from jaxdp.per_example._values import wide_dtype
+from jaxdp.per_example._use import Operands, Outer, Use, product
 
 # Rows of patches of a few examples, together in one matrix product of a sum: at least so many, if there are.
 _SUM_ROWS = 1024
@@ -64,9 +64,12 @@ class Convolved(Use):
             assert key is not None
             return self._squared_product(operands[0], self._mixed(cts[0], key, norm.probes))
         if convolution_norm(*sizes, self.choice)[0] == "Gram":
-            gram = lambda x, ct: outer_squared_norm(*map(self._with_groups, self._patches(x, ct)), "gram")
-            return self._few(gram, operands[0], cts[0])
+            return self._few(self._gram_squared_norm, operands[0], cts[0])
         return self._squared_product(operands[0], cts[0])
+
+    def _gram_squared_norm(self, x: Array, ct: Array) -> Array:
+        a, g = self._patches(x, ct)
+        return outer_squared_norm(self._with_groups(a), self._with_groups(g), "gram")
 
     def _squared_product(self, x: Array, ct: Array) -> Array:
         return self._few(lambda x, ct: jnp.sum(jnp.square(self._product(x, ct))), x, ct)
@@ -157,9 +160,16 @@ class Convolved(Use):
         return convolution_prefers_reuse(*self.sizes(jnp.shape(cts[0])), self.choice)
 
     def clipped(
-        self, weigh: Callable[[Array, Any], Array], rest: Any, operands: Operands, batched: dict[int, bool], cts: Any
+        self,
+        weigh: Callable[[Array, Any], Array],
+        rest: Any,
+        operands: Operands,
+        batched: dict[int, bool],
+        cts: Any,
+        keys: Key[Array, "*each"] | None = None,
     ) -> tuple[Float[Array, " batch"], Array]:
         """A few examples' gradients at a time: squared, weighted, added up."""
+        del keys
         size = cts[0].shape[0]
         x = operands[0] if batched[0] else jnp.broadcast_to(operands[0], (size, *operands[0].shape))
         precision = self.eqn.params["precision"]
@@ -178,7 +188,7 @@ class Convolved(Use):
     def _in_chunks(
         self, add: Callable[[Array, Any], tuple[Array, Any]], most: int, dtype: Any, parts: Any
     ) -> tuple[Array, Any]:
-        """`add(total, part) -> (total, found)` over parts of `most` examples, from a total `[*groups, P, C]` of zeros."""
+        """`add(total, part) -> (total, found)` over parts of `most` examples, from zeros `[*groups, P, C]`."""
         size = jax.tree.leaves(parts)[0].shape[0]
         each = size // shards_of(size)
         chunk = chunk_size(each, most)

@@ -20,10 +20,10 @@ from jaxdp.norms import (
     sum_cost,
 )
 from jaxdp.per_example._convolution_costs import (
+    convolution_kept_cost,
     convolution_norm,
     convolution_reuse_cost,
     convolution_sum_cost,
-    cut_cost,
 )
 from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._families import Part
@@ -116,9 +116,10 @@ def reuse_of_use(site: Site) -> Priced:
 def kept_product(site: Site) -> Priced:
     """Norm and share of the sum of one run, from a gradient that is kept until the clipping weight is known."""
     k, t, c, p = site.sizes or (1, 1, 1, 1)
-    cut = cut_cost(k, t, c) if isinstance(site.use, Convolved) else NOTHING
+    if isinstance(site.use, Convolved):
+        return Priced("product, kept", convolution_kept_cost(k, t, c, p))
     # Made and squared; read again, weighted and added up.
-    return Priced("product, kept", product_cost(k, t, c, p) + cut + Cost(2.0 * k * c * p, _WORD * k * c * p))
+    return Priced("product, kept", product_cost(k, t, c, p) + Cost(2.0 * k * c * p, _WORD * k * c * p))
 
 
 def gradient_of_use(site: Site) -> Cost:

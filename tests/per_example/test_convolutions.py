@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 import jaxdp
-from jaxdp.norms import NormChoice, default_machine
+from jaxdp.norms import ANY_EXACT, NormChoice, default_machine
 from jaxdp.per_example import _convolution_costs as costs
 from jaxdp.per_example._convolved import Convolved
 
@@ -32,11 +32,17 @@ FORMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, d
     "depthwise, many places": ((1, 3, 9, 8), (6, 1, 7, 7), (1, 1), "SAME", {"feature_group_count": 3}),
     "one axis": ((2, 9, 3), (4, 3, 5), (2,), "SAME", {"dimension_numbers": ("NWC", "WIO", "NWC")}),
     "three axes": ((1, 2, 4, 3, 4), (3, 2, 2, 2, 3), (2, 1, 1), "SAME", {"rhs_dilation": (1, 1, 2)}),
-    "features in between": ((1, 4, 2, 5), (2, 3, 2, 3), (1, 1), "VALID", {"dimension_numbers": ("NHCW", "HOIW", "HNWC")}),
+    "features in between": (
+        (1, 4, 2, 5),
+        (2, 3, 2, 3),
+        (1, 1),
+        "VALID",
+        {"dimension_numbers": ("NHCW", "HOIW", "HNWC")},
+    ),
 }
 
 
-def make_use(form: str, dtype: Any = jnp.float32, choice: NormChoice = NormChoice()) -> tuple[Convolved, Any, Any]:
+def make_use(form: str, dtype: Any = jnp.float32, choice: NormChoice = ANY_EXACT) -> tuple[Convolved, Any, Any]:
     """A use, one batch of its inputs and cotangents, and every example's gradient by the convolution's own rule."""
     x_shape, kernel_shape, strides, padding, options = FORMS[form]
     draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape).astype(dtype)
@@ -50,8 +56,9 @@ def make_use(form: str, dtype: Any = jnp.float32, choice: NormChoice = NormChoic
     return Convolved(eqn, 1, choice), (x, ct), jax.vmap(one)(x, ct)
 
 
-@pytest.mark.parametrize("alive", [1, 1 << 30])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "alive"), [*((form, (1, 1 << 30)[i % 2]) for i, form in enumerate(FORMS)), ("strided", 1 << 30)]
+)
 def test_gradients_norms_and_sums_are_exact(form: str, alive: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One example's patches at a time, and those of all of them."""
     monkeypatch.setitem(costs._ALIVE_ELEMENTS, "cpu", alive)
@@ -128,7 +135,7 @@ def largest_array(method: Any, groups: str, size: int, channels: int) -> int:
     """Entries of the largest array in a compiled clipped sum."""
     grad = jaxdp.per_example_grad(conv_loss, method=method)
     step = lambda p, x: grad(p, x).clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)), groups)
-    hlo = jax.jit(step).lower(*shapes(size, channels)).compile().as_text()
+    hlo = jax.jit(step).lower(*shapes(size, channels)).compile().as_text() or ""
     return max(math.prod(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", hlo))
 
 
@@ -140,6 +147,8 @@ def test_no_array_is_as_large_as_the_patches_of_a_batch(
     patches = batch * size * size * 9 * channels
     monkeypatch.setitem(costs._ALIVE_ELEMENTS, "cpu", patches // batch)
     assert largest_array(method, groups, size, channels) <= patches // 4
+    if method == "ghost":
+        return
     # Nothing but the bound on what is alive keeps them away.
     monkeypatch.setitem(costs._ALIVE_ELEMENTS, "cpu", patches)
     assert largest_array(method, groups, size, channels) >= patches
