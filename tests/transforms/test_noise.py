@@ -57,6 +57,16 @@ def test_parameters_and_steps_have_independent_noise(key):
             assert correlation(draws[i], draws[j]) < 5 / np.sqrt(SIZE)
 
 
+def test_parameters_of_one_shape_have_independent_noise(key):
+    """They are drawn together, and cut apart by rows that the compiler does not know."""
+    leaves = {name: jnp.zeros(SIZE // 10) for name in "abcde"}
+    noise, _ = jax.jit(lambda: noise_of(transforms.add_gaussian_noise(1.0, key), tree=leaves))()
+    draws = list(noise.values())
+    for i in range(5):
+        for j in range(i):
+            assert correlation(draws[i], draws[j]) < 5 / np.sqrt(SIZE // 10)
+
+
 def test_the_stream_is_of_its_own(key):
     """The same key given to a sampler or used directly yields other bits, and another key other noise."""
     draw = lambda k: np.asarray(noise_of(transforms.add_gaussian_noise(1.0, k))[0]["a"])
