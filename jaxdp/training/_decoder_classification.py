@@ -17,7 +17,7 @@ from jaxdp.training._data import Dataset, load_dataset
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import METRICS, Metric, Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
 
 _EVALUATION_TOKENS = 1 << 13
 # Enough for a mean; they are encoded at every start.
@@ -30,19 +30,10 @@ Example = models.TextExample | models.HiddenExample | models.FeatureExample
 class DecoderClassification(Task):
     """A `Task`: labelled texts and a `DecoderClassifier`."""
 
+    kind = "text_classification"
     model: SplitModel
     dataset: Dataset
     tokenizer: models.Tokenizer
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy."""
-        return METRICS["text_classification"]
-
-    @property
-    def params(self) -> Params:
-        """Decoder, adapters, head and public constants."""
-        return self.model.params
 
     @property
     def num_train(self) -> int:
@@ -58,10 +49,6 @@ class DecoderClassification(Task):
     def data_fingerprint(self) -> str:
         """Of the tokens and labels."""
         return self.dataset.fingerprint
-
-    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
-        return self.model.trained_paths(selection, field)
 
     def check(self, phases: Sequence[PhaseConfig]) -> None:
         """Refuse phases that do not fit the model."""

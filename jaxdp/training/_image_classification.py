@@ -16,7 +16,7 @@ from jaxdp.training._config import Config, PhaseConfig
 from jaxdp.training._data import LIMIT_SEED, model_directory
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import METRICS, Metric, Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
 
 _EVALUATION_BATCH = 1000
 # Public: a new network begins with values that everybody may know.
@@ -27,19 +27,10 @@ _INITIAL_SEED = 0
 class ImageClassification(Task):
     """A `Task`: labelled images and a network."""
 
+    kind = "image_classification"
     model: SplitModel
     train: data.LabelledImages
     held_out: data.LabelledImages
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy."""
-        return METRICS["image_classification"]
-
-    @property
-    def params(self) -> Params:
-        """The network's values."""
-        return self.model.params
 
     @property
     def num_train(self) -> int:
@@ -55,10 +46,6 @@ class ImageClassification(Task):
     def data_fingerprint(self) -> str:
         """Of all pixels and labels."""
         return self.train.fingerprint + self.held_out.fingerprint
-
-    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
-        return self.model.trained_paths(selection, field)
 
     def check(self, phases: Sequence[PhaseConfig]) -> None:
         """Refuse phases that do not fit the network."""

@@ -15,7 +15,7 @@ from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_
 from jaxdp.training._errors import UserError
 from jaxdp.training._records import load_records, tokenised
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import METRICS, Metric, Prepared, Progress, Sample, Task, perplexity_scores
+from jaxdp.training._task import Prepared, Progress, Sample, Task, perplexity_scores
 
 # Logits are as wide as the vocabulary: few tokens at a time.
 _EVALUATION_TOKENS = 1024
@@ -29,22 +29,13 @@ Example = models.TokenExample | models.HiddenTokens
 class LanguageModel(Task):
     """A `Task`: users' records and a decoder."""
 
+    kind = "language_model"
     config: Config
     model: SplitModel
     train: data.TokenRecords
     held_out: data.TokenRecords
     tokenizer: models.Tokenizer
     scored_at_first = True
-
-    @property
-    def metric(self) -> Metric:
-        """Perplexity."""
-        return METRICS["language_model"]
-
-    @property
-    def params(self) -> Params:
-        """The decoder's values and adapters."""
-        return self.model.params
 
     @property
     def num_train(self) -> int:
@@ -60,10 +51,6 @@ class LanguageModel(Task):
     def data_fingerprint(self) -> str:
         """Of all tokens."""
         return self.train.fingerprint + self.held_out.fingerprint
-
-    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
-        return self.model.trained_paths(selection, field)
 
     def check(self, phases: Sequence[PhaseConfig]) -> None:
         """Refuse phases that do not fit the model, and prompts that do not fit its context."""

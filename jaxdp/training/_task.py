@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Array
 
@@ -98,15 +98,22 @@ class Sample:
 class Task(abc.ABC):
     """Data and model of a run. An example is what privacy protects: a row, or all that one user gave."""
 
-    @property
-    @abc.abstractmethod
-    def metric(self) -> Metric:
-        """What the run is judged by."""
+    kind: ClassVar[TaskKind]
+    model: Any  # a `SplitModel`, or a `Classifier`, which has what is asked of it here
 
     @property
-    @abc.abstractmethod
+    def metric(self) -> Metric:
+        """What the run is judged by."""
+        return METRICS[self.kind]
+
+    @property
     def params(self) -> Params:
-        """All values of the model by path, as loaded."""
+        """All values of the model by path, as loaded: weights, adapters, public constants."""
+        return self.model.params
+
+    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
+        """The parameters that a phase trains."""
+        return self.model.trained_paths(selection, field)
 
     @property
     @abc.abstractmethod
@@ -125,10 +132,6 @@ class Task(abc.ABC):
 
     scored_at_first = False
     """Whether the untrained model is worth a score: a pretrained one that already does the task."""
-
-    @abc.abstractmethod
-    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
 
     @abc.abstractmethod
     def check(self, phases: Sequence[PhaseConfig]) -> None:

@@ -10,25 +10,16 @@ from jaxdp.training._config import PhaseConfig
 from jaxdp.training._data import Dataset
 from jaxdp.training._phase_data import check_phases, make_evaluation, make_phase_data
 from jaxdp.training._split_model import Params
-from jaxdp.training._task import METRICS, Metric, Prepared, Progress, Task
+from jaxdp.training._task import Prepared, Progress, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextClassification(Task):
     """A `Task`: labelled texts and a `Classifier`."""
 
-    classifier: Classifier
+    kind = "text_classification"
+    model: Classifier
     dataset: Dataset
-
-    @property
-    def metric(self) -> Metric:
-        """Accuracy."""
-        return METRICS["text_classification"]
-
-    @property
-    def params(self) -> Params:
-        """Encoder, head and public constants."""
-        return self.classifier.params
 
     @property
     def num_train(self) -> int:
@@ -45,26 +36,22 @@ class TextClassification(Task):
         """Of the tokens and labels."""
         return self.dataset.fingerprint
 
-    def trained_paths(self, selection: str | Sequence[str], field: str) -> tuple[str, ...]:
-        """The parameters that a phase trains."""
-        return self.classifier.trained_paths(selection, field)
-
     def check(self, phases: Sequence[PhaseConfig]) -> None:
         """Refuse phases that do not fit the model."""
-        check_phases(self.classifier, phases)
+        check_phases(self.model, phases)
 
     def prepare(self, params: Params, phase: PhaseConfig, field: str, directory: Path, progress: Progress) -> Prepared:
         """Token ids, or the stored outputs of frozen layers."""
-        data = make_phase_data(self.classifier, params, self.dataset, phase, field, directory, progress)
-        evaluate = make_evaluation(self.classifier, data.start)
+        data = make_phase_data(self.model, params, self.dataset, phase, field, directory, progress)
+        evaluate = make_evaluation(self.model, data.start)
         return Prepared(
             data.train,
             data.held_out,
-            lambda params, example: self.classifier.loss(params, example, data.start),
+            lambda params, example: self.model.loss(params, example, data.start),
             lambda params, held_out: evaluate(params, dataclasses.replace(data, held_out=held_out)),
         )
 
     def save(self, params: Params, directory: Path) -> None:
         """Write a Hugging Face directory with the tokenizer in it."""
-        model = self.classifier.build(self.params | params)
-        models.save_pretrained(model, directory, tokenizer_dir=self.classifier.directory)
+        model = self.model.build(self.params | params)
+        models.save_pretrained(model, directory, tokenizer_dir=self.model.directory)
