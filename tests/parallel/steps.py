@@ -51,7 +51,7 @@ def loss(params: Any, example: Any) -> jax.Array:
 def chain(name: str, batch: Any) -> Any:
     key = jax.random.key(11)
     estimated = {"groups": "layer", "norm": norms.Hutchinson(8)}
-    given: dict[str, Any] = estimated if name == "estimated" else {}
+    given: dict[str, Any] = {"estimated": estimated, "layer": {"groups": "layer"}}.get(name, {})
     private = transforms.dpsgd(max_norm=0.5, noise_multiplier=0.7, expected_batch_size=RATE * N, key=key, **given)
     if name == "grape":
         inner = optax.chain(private, optax.trace(0.9))
