@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxdp
+from jaxdp.norms import Hutchinson, NormChoice
 from jaxdp.per_example import resolve_groups
 from jaxdp.per_example._plan import assign, assign_norms, trace
 from jaxdp.per_example._taps import Mode
@@ -64,3 +65,22 @@ def test_sums_from_held_gradients_equal_materialize(method: str, groups: Any, ke
         *map(jax.tree.leaves, (jax.jit(found, static_argnums=0)(m) for m in (method, "materialize"))), strict=True
     ):
         np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_that_are_held_to_the_end_anyway_have_exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = lambda self, k, t, c, p: self.randomized if self.rule is None else None
+    monkeypatch.setattr(NormChoice, "estimator", estimator)
+    params, norm = make_params(), Hutchinson(8)
+    batch = jax.random.normal(jax.random.key(4), (BATCH, LENGTH, WIDTH))
+    traced = trace(lambda p, x: (loss(p, x), ()), params, batch, None, norm)
+
+    def kept(groups: Any, method: str) -> set[int]:
+        modes = assign(traced, resolve_groups(groups, params, traced.stacks), method, 1).modes
+        return {leaf for leaf, mode in modes.items() if mode is Mode.PRODUCT}
+
+    assert kept("all", "bookkeeping") == {HEAD, DOWN, UP}
+    # In one step of a loop factors are there anyway, and no gradient of an example shall be.
+    assert kept(by_layer, "fused") == set()
+    grads = jaxdp.per_example_grad(loss, method="bookkeeping")(params, batch)
+    run = lambda key: grads.clipped_sum_and_norms(lambda sq: jnp.minimum(1.0, 0.7 / sq), "all", None, norm, key)[1]
+    np.testing.assert_allclose(jax.jit(run)(jax.random.key(1))[:, 0], grads.squared_norms(), rtol=1e-5)

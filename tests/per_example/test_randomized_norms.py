@@ -155,11 +155,14 @@ def test_a_key_is_needed_and_a_rule_keeps_a_norm_exact() -> None:
 def test_long_sequences_are_clipped_one_by_one_with_what_shares_their_threshold(
     always: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = {"kernel": jax.random.normal(jax.random.key(1), (5, 7)), "bias": jnp.zeros(7)}
-    batch = jax.random.normal(jax.random.key(2), (4, 12, 5))
-    weights = jax.vmap(lambda x: jnp.linspace(0.1, x[0, 0], 7))(batch)
-    loss = lambda p, example: jnp.sum(jnp.tanh(example[0] @ p["kernel"] + p["bias"][None]) * example[1][None])
-    grads = jaxdp.per_example_grad(loss, method="fused")(params, (batch, weights))
+    params = {"kernel": jax.random.normal(jax.random.key(1), (2, 5, 5)), "bias": jnp.zeros((2, 5))}
+    batch = jax.random.normal(jax.random.key(2), (4, 12, 5)) * jnp.arange(1.0, 5.0)[:, None, None]
+
+    def loss(params, x):
+        layer = lambda x, w: (jnp.tanh(x @ w["kernel"] + w["bias"][None]), None)
+        return jnp.sum(jnp.square(jax.lax.scan(layer, x, params)[0]))
+
+    grads = jaxdp.per_example_grad(loss, method="fused")(params, batch)
     run = jax.jit(lambda k: grads.clipped_sum_and_norms(clip_to(1.0), "layer", None, Hutchinson(8), k))
     at_once, norms = run(KEY)
     calls = []
