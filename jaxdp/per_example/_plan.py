@@ -215,7 +215,9 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, kee
                 modes[leaf] = Mode.GHOST if at_the_end == "ghost" else Mode.REPORT
                 # Outside loops and checkpoints a second pass has XLA keep the factors, too.
                 here = at_the_end != "ghost" or not (sites[0].loops or sites[0].remat)
-                if keep_products and here and _product_is_smaller(traced, leaf, None):
+                # A smaller group may be complete early; XLA then drops what was reported for it.
+                held = at_the_end != "ghost" and len(leaves) == len(groups.of_leaf)
+                if keep_products and here and _product_is_smaller(traced, leaf, None, held):
                     modes[leaf] = Mode.PRODUCT
             else:
                 modes[leaf] = Mode.REPORT if joins(sites) else Mode.OWN
@@ -273,14 +275,17 @@ def _steps_add_up(sites: Sequence[Site], body: Path | None) -> bool:
     return adds_up(sites, [steps(site) for site in sites])
 
 
-def _product_is_smaller(traced: Traced, leaf: int, body: Path | None) -> bool:
-    """Whether an example's gradient of a leaf, from which its exact norm is found, is smaller than its factors."""
+def _product_is_smaller(traced: Traced, leaf: int, body: Path | None, held: bool = False) -> bool:
+    """Whether an example's gradient of a leaf, from which its exact norm is found, is smaller than its factors.
+
+    `held` says that one of the two is held until the end of the only pass, for a norm over everything.
+    """
     sites = list(traced.sites_of(leaf).values())
     site = sites[0]
     if len(sites) > 1 or not isinstance(site.use, Contracted | Convolved) or not site.use.factor_operands:
         return False
-    # What is held to the end of the pass anyway has its exact norm for nothing, also where norms may be estimated.
-    free = ("product", "Hutchinson", "Hutch++") if body is None else ("product",)
+    # A gradient that is held anyway has its exact norm for nothing, also where norms may be estimated.
+    free = ("product", "Hutchinson", "Hutch++") if held else ("product",)
     if not _steps_add_up(sites, body) or norm_of_use(site).rule not in free:
         return False
     factors = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*site.operands.values(), *site.cts))

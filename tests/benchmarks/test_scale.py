@@ -115,7 +115,7 @@ def test_the_plan_adds_up():
     assert ghost["memory"]["factors kept"] < kept["memory"]["factors kept"]
     assert plain["ratio"] == [1.0, 1.0] and min(row["ratio"][0] for row in rows.values()) == 1.0
     assert rows["vmap-1"]["work"]["sent"] == 2 * plain["work"]["sent"]
-    faster = plan.paper_plan("tiny", plan.Cluster(devices=4, batch_per_device=2, seq=32, norm_tflops=989.0))
+    faster = plan.paper_plan("tiny", plan.Cluster(devices=4, batch_per_device=2, seq=32, sum_tflops=989.0))
     assert {row["key"]: row for row in faster["rows"]}["ghost"]["ratio"][1] < ghost["ratio"][1]
 
 
