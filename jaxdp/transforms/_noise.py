@@ -121,15 +121,14 @@ def _standard_normals(
 ) -> list[Array]:
     """One standard normal array like each leaf, from that leaf's key; leaves of one shape are compiled once.
 
-    What is drawn together is held together, so it is never more than the largest leaf (or 16 MB): no more memory than
-    that leaf's own draw takes. A leaf that is cut over devices is drawn as it is cut, by every device its own part: an
-    entry's bits are a function of the key and of the entry's place in the whole leaf.
+    What is drawn together is held together, so it is never more than the largest leaf (or 16 MB). A leaf that is cut
+    over devices is drawn as it is cut, by every device its own part: an entry's bits are a function of the key and of
+    the entry's place in the whole leaf.
     """
     together: dict[tuple, list[int]] = {}
     for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
         together.setdefault((leaf.shape, leaf.dtype, sharding), []).append(i)
     most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
-    rows_of = _row_numbers(keys, max(map(len, together.values()), default=0))
     draws: list[Any] = [None] * len(leaves)
     for (shape, dtype, sharding), members in together.items():
         draw = functools.partial(_draw, shape=shape, dtype=dtype, sharding=sharding)
@@ -138,19 +137,19 @@ def _standard_normals(
             chunk = members[start : start + count]
             # A loop, because XLA would fuse (and compile) a batched generator into every leaf's addition.
             rows = jax.lax.map(draw, keys[np.asarray(chunk)]) if len(chunk) > 1 else draw(keys[chunk[0]])[None]
-            for row, i in zip(rows_of, chunk, strict=False):
+            for row, i in zip(_row_numbers(keys, len(chunk)), chunk, strict=True):
                 draws[i] = jax.lax.dynamic_index_in_dim(rows, row, keepdims=False)
     return draws
 
 
 def _row_numbers(keys: Key[Array, " leaves"], count: int) -> list[Int[Array, ""]]:
-    """0, 1, ..., count - 1, which the compiler does not know to be these.
+    """The numbers of `count` rows, each once: 0, 1, ..., count - 1, but the compiler does not know it.
 
     XLA's CPU compiler compiles equal kernels once. With a known row, the kernel that updates a parameter would be
     another one for each parameter of a shape, and half of the compile time of the noise goes into these.
     """
     forwards = lambda: [jnp.int32(row) for row in range(count)]
-    backwards = lambda: [jnp.int32(count - 1 - row) for row in range(count)]  # never wrong, only another order
+    backwards = lambda: [jnp.int32(count - 1 - row) for row in range(count)]  # all rows, only in another order
     unknown = lambda word: jax.lax.cond(word != np.uint32(0xFFFFFFFF), forwards, backwards)
     word = jax.random.key_data(keys).ravel()[0]
     return jax.lax.platform_dependent(word, cpu=unknown, default=lambda _: forwards())

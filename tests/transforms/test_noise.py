@@ -8,6 +8,7 @@ import pytest
 
 import jaxdp
 from jaxdp import sampling, transforms
+from jaxdp.transforms._noise import _standard_normals
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
 
 SIZE = 200_000
@@ -65,6 +66,16 @@ def test_parameters_of_one_shape_have_independent_noise(key):
     for i in range(5):
         for j in range(i):
             assert correlation(draws[i], draws[j]) < 5 / np.sqrt(SIZE // 10)
+
+
+@pytest.mark.parametrize("word", [0, 2**32 - 1])
+def test_whatever_the_key_is_no_two_parameters_share_a_draw(word):
+    """Rows come from one of two branches by a word of the key; shapes of few parameters are the test of the other."""
+    words = jnp.stack([jnp.full(7, word, jnp.uint32), jnp.arange(7, dtype=jnp.uint32)], axis=1)
+    leaves = [jnp.zeros(shape) for shape in ((50,), (50,), (50,), (50,), (60,), (60,), (70,))]
+    draws = jax.jit(lambda: _standard_normals(leaves, jax.random.wrap_key_data(words), [None] * 7))()
+    assert [draw.shape for draw in draws] == [leaf.shape for leaf in leaves]
+    assert len({float(draw[0]) for draw in draws}) == 7
 
 
 def test_the_stream_is_of_its_own(key):
