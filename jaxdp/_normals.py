@@ -24,8 +24,9 @@ def standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Ar
     threefry = str(jax.random.key_impl(key)) == "threefry2x32"
     if not (threefry and partitionable and dtype == jnp.float32 and math.prod(shape) < 2**32):
         return jax.random.normal(key, shape, dtype)
-    words = jax.random.key_data(key)
-    first, second = _threefry(words[0], words[1], jnp.zeros(shape, jnp.uint32), _places(shape))
+    # Places that the compiler knows, it would take out of a loop over keys and keep in memory all the time.
+    words, origin = jax.lax.optimization_barrier((jax.random.key_data(key), jnp.zeros((), jnp.uint32)))
+    first, second = _threefry(words[0], words[1], jnp.zeros(shape, jnp.uint32), _places(shape, origin))
     # 23 random bits behind the point of a number in [1, 2), moved to the open interval (-1, 1).
     unit = jax.lax.bitcast_convert_type((first ^ second) >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32) - 1
     lowest = np.nextafter(np.float32(-1), np.float32(0))
@@ -33,12 +34,11 @@ def standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Ar
     return np.float32(math.sqrt(2)) * jax.lax.erf_inv(uniform)
 
 
-def _places(shape: tuple[int, ...]) -> Array:
-    """Every entry's place in the array, row by row."""
+def _places(shape: tuple[int, ...], origin: Array) -> Array:
+    """Every entry's place in the array, row by row; `origin` is a zero."""
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    counts = [
-        jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * np.uint32(stride) for axis, stride in enumerate(strides)
-    ]
+    along = lambda axis: jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + origin
+    counts = [along(axis) * np.uint32(stride) for axis, stride in enumerate(strides)]
     return sum(counts, start=jnp.zeros(shape, jnp.uint32))
 
 

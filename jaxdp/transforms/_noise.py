@@ -3,7 +3,7 @@
 import functools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
 from jaxdp._shards import check_generator
@@ -23,8 +23,11 @@ PyTree = Any
 # Folded into the caller's key, so that the same key given to a sampler yields other bits.
 _NOISE_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")
 
-# Entries that leaves of one shape may always be drawn together (16 MB of float32).
+# Entries that leaves of one size may always be drawn together (16 MB of float32).
 _SMALLEST_DRAW = 1 << 22
+
+# Leaves of up to so many entries have as many numbers drawn as the largest of them, by one loop instead of several.
+_FEW = 1 << 12
 
 
 class GaussianNoiseState(NamedTuple):
@@ -102,12 +105,8 @@ def add_gaussian_noise(
         if updates.shardings is not None:
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
-        else:
-            # Drawn before the sum is there, the noise would lie in memory beside the activations.
-            wide, release_key = jax.lax.optimization_barrier((wide, release_key))
-        noise = _standard_normals(wide, jax.random.split(release_key, len(leaves)), shardings)
         stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
-        noisy = [leaf + stddev * draw for leaf, stddev, draw in zip(wide, stddevs, noise, strict=True)]
+        noisy = _with_noise(wide, stddevs, jax.random.split(release_key, len(leaves)), shardings)
         gradient = treedef.unflatten(noisy)
         if with_stddev:
             gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
@@ -116,30 +115,68 @@ def add_gaussian_noise(
     return optax.GradientTransformation(init, update)
 
 
-def _standard_normals(
-    leaves: Sequence[Array], keys: Key[Array, " leaves"], shardings: Sequence[NamedSharding | None]
+def _with_noise(
+    leaves: Sequence[Array],
+    stddevs: Sequence[Float[Array, "..."]],
+    keys: Key[Array, " leaves"],
+    shardings: Sequence[NamedSharding | None],
 ) -> list[Array]:
-    """One standard normal array like each leaf, from that leaf's key; leaves of one shape are compiled once.
+    """Every leaf with Gaussian noise of its std from its own key.
 
-    What is drawn together is held together, so it is never more than the largest leaf (or 16 MB). A leaf that is cut
-    over devices is drawn as it is cut, by every device its own part: an entry's bits are a function of the key and of
-    the entry's place in the whole leaf.
+    What has the same number of entries is compiled once and drawn together, up to the size of the largest leaf (or 16
+    MB), and after what was drawn before it was added. A leaf that is cut over devices is drawn as it is cut, by every
+    device its own part: an entry's bits are a function of the key and of the entry's place in the whole leaf.
     """
+    few = max((leaf.size for leaf in leaves if leaf.size <= _FEW), default=0)
     together: dict[tuple, list[int]] = {}
     for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
-        together.setdefault((leaf.shape, leaf.dtype, sharding), []).append(i)
+        shape = (max(few, leaf.size),) if sharding is None else leaf.shape
+        together.setdefault((shape, leaf.dtype, sharding), []).append(i)
     most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
-    draws: list[Any] = [None] * len(leaves)
+    noisy = list(leaves)
+    last = 0
     for (shape, dtype, sharding), members in together.items():
         draw = functools.partial(_draw, shape=shape, dtype=dtype, sharding=sharding)
         count = max(1, most // max(1, math.prod(shape)))
         for start in range(0, len(members), count):
             chunk = members[start : start + count]
-            # A loop, because XLA would fuse (and compile) a batched generator into every leaf's addition.
-            rows = jax.lax.map(draw, keys[np.asarray(chunk)]) if len(chunk) > 1 else draw(keys[chunk[0]])[None]
+            # On a mesh reading an entry would send it to every device.
+            zero = _zero_after(noisy[last]) if sharding is None else jnp.zeros((), jnp.int32)
+            empty = jnp.broadcast_to(zero.astype(dtype), (len(chunk), *shape))
+            rows = _rows(draw, keys[np.asarray(chunk)], empty, zero)
             for row, i in zip(_row_numbers(keys, len(chunk)), chunk, strict=True):
-                draws[i] = jax.lax.dynamic_index_in_dim(rows, row, keepdims=False)
-    return draws
+                normals = jax.lax.dynamic_index_in_dim(rows, row, keepdims=False)
+                noisy[i] = leaves[i] + stddevs[i] * normals.ravel()[: leaves[i].size].reshape(leaves[i].shape)
+            last = chunk[-1]
+    return noisy
+
+
+def _rows(
+    draw: Callable[[PRNGKeyArray], Array],
+    keys: Key[Array, " rows"],
+    empty: Float[Array, "rows ..."],
+    zero: Int[Array, ""],
+) -> Float[Array, "rows ..."]:
+    """One draw for each key, by a loop: XLA would fuse (and compile) the generator into all that reads a leaf.
+
+    The loop starts from an array of a `zero` that is none to the compiler: one that it knows would be made before the
+    gradients and lie in memory beside them.
+    """
+    count, more = len(keys), 0
+    if count == 1:
+        # XLA takes a loop of one trip apart, and what does not change out of a loop. Where that costs, trips and keys
+        # are therefore unknown.
+        more = jax.lax.platform_dependent(zero, cpu=lambda x: x, default=jnp.zeros_like)
+        keys = jnp.concatenate([keys, keys])
+    step = lambda i, rows: jax.lax.dynamic_update_index_in_dim(rows, draw(keys[i]), i, 0)
+    return jax.lax.fori_loop(0, count + more, step, empty)
+
+
+def _zero_after(x: Float[Array, "..."]) -> Int[Array, ""]:
+    """Zero, but the compiler does not know it before there is `x`: what is left of a number's bits, all shifted out."""
+    first = jnp.sum(jax.lax.slice(x, (0,) * x.ndim, tuple(min(1, n) for n in x.shape)))
+    bits = jax.lax.bitcast_convert_type(first, jnp.uint64 if x.dtype.itemsize == 8 else jnp.uint32)
+    return ((bits >> (8 * x.dtype.itemsize - 1)) >> 1).astype(jnp.int32)
 
 
 def _row_numbers(keys: Key[Array, " leaves"], count: int) -> list[Int[Array, ""]]:

@@ -8,7 +8,7 @@ import pytest
 
 import jaxdp
 from jaxdp import sampling, transforms
-from jaxdp.transforms._noise import _standard_normals
+from jaxdp.transforms._noise import _with_noise
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
 
 SIZE = 200_000
@@ -73,9 +73,37 @@ def test_whatever_the_key_is_no_two_parameters_share_a_draw(word):
     """Rows come from one of two branches by a word of the key; shapes of few parameters are the test of the other."""
     words = jnp.stack([jnp.full(7, word, jnp.uint32), jnp.arange(7, dtype=jnp.uint32)], axis=1)
     leaves = [jnp.zeros(shape) for shape in ((50,), (50,), (50,), (50,), (60,), (60,), (70,))]
-    draws = jax.jit(lambda: _standard_normals(leaves, jax.random.wrap_key_data(words), [None] * 7))()
+    draws = jax.jit(lambda: _with_noise(leaves, [jnp.ones(())] * 7, jax.random.wrap_key_data(words), [None] * 7))()
     assert [draw.shape for draw in draws] == [leaf.shape for leaf in leaves]
     assert len({float(draw[0]) for draw in draws}) == 7
+
+
+def test_the_noise_does_not_depend_on_what_it_is_added_to(key):
+    """Only when it is drawn does: whatever the sum's bits are, each leaf has the normals of its own key."""
+    values = [jnp.zeros(0), *(jnp.full(n, v) for n in (3, 5) for v in (0.0, -0.0, -1.5, 3e38, jnp.inf, -jnp.nan))]
+    keys, stddevs = jax.random.split(key, len(values)), [jnp.float32(0.5)] * len(values)
+    noisy = jax.jit(lambda xs: _with_noise(xs, stddevs, keys, [None] * len(xs)))(values)
+    for before, after, own in zip(values, noisy, keys, strict=True):
+        expected = np.asarray(before) + np.float32(0.5) * np.asarray(jax.random.normal(own, before.shape))
+        np.testing.assert_allclose(after, expected, rtol=2e-6)
+
+
+def test_noise_takes_the_memory_of_two_draws_at_most(key):
+    """They are made one after the other, and none before the sums are there, although only these need the examples."""
+    shapes = [(1 << 22,), (1 << 21, 2), (2, 1 << 21), (1 << 11, 1 << 11)]
+    params = [jnp.zeros(shape) for shape in shapes]
+    tx = optax.chain(transforms.add_gaussian_noise(1.0, key), optax.adam(0.1))
+
+    def step(params, state, x):
+        activations = jnp.tanh(x @ x)  # as large as a parameter, and gone before the noise
+        sums = [jnp.full(shape, jnp.mean(activations)) for shape in shapes]
+        updates, state = tx.update(transforms.ClippedSum(sums, 1.0), state)
+        return optax.apply_updates(params, updates), state
+
+    x = jnp.zeros((1 << 11, 1 << 11))
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies numbers by counters
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.1 * 4 * (1 << 22)
 
 
 def test_the_stream_is_of_its_own(key):
