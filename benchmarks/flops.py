@@ -20,6 +20,7 @@ _CALLS = {
     "custom_vjp_call",
     "custom_vjp_call_jaxpr",
     "custom_vmap_call",
+    "custom_batching",
 }
 _CHECKPOINTS = {"checkpoint", "remat", "remat2"}
 
@@ -124,8 +125,8 @@ def _arithmetic(eqn: Any) -> int:
 def _jaxprs(params: dict[str, Any]) -> list[Any]:
     """Every open jaxpr among an equation's parameters."""
     values = [v for value in params.values() for v in (value if isinstance(value, tuple | list) else (value,))]
-    opened = [v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values]
-    return [v for v in opened if isinstance(v, core.Jaxpr)]
+    closed = [getattr(v, "jaxpr", v) for v in values]
+    return [v for v in (getattr(v, "jaxpr", v) for v in closed) if isinstance(v, core.Jaxpr)]
 
 
 def _has_products(jaxpr: Any) -> bool:

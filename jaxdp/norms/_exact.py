@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float, Int
 
+from jaxdp._custom_batching import CustomBatching
 from jaxdp._shards import map_examples, shards_of, sum_examples
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
@@ -100,7 +100,7 @@ def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
     """Over a batch, as many examples at a time as have few elements alive; `elements` of one example, by its shapes."""
 
     def wrap(norms: Callable[..., Any]) -> Callable[..., Any]:
-        @custom_vmap
+        @CustomBatching
         def one(*factors: Array) -> Any:
             return jax.tree.map(lambda x: x[0], norms(*(x[None] for x in factors)))
 

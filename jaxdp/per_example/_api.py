@@ -18,7 +18,7 @@ from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._placement import Placement, check_sizes
-from jaxdp.per_example._plan import trace, zero_total
+from jaxdp.per_example._plan import Traced, trace, zero_total
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import Projection, check_projection, project_stacked
 from jaxdp.per_example._rules import check_rules
@@ -58,6 +58,7 @@ class PerExampleGrads(Inert):
     batch_size: int
     _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
     placement: Placement | None = None
+    _traces: dict[Norm, Traced] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def params(self) -> PyTree:
@@ -175,7 +176,7 @@ class PerExampleGrads(Inert):
 
     def groups(self, spec: GroupSpec) -> Groups:
         """The clipping groups that a specification means for this model: layers scanned over are told apart."""
-        return resolve_groups(spec, self._params, self._engine().traced.stacks)
+        return resolve_groups(spec, self._params, self._trace().stacks)
 
     def matrices(self) -> PyTree:
         """Which parameters the loss uses as matrices only, and along which axes.
@@ -283,14 +284,22 @@ class PerExampleGrads(Inert):
     def _engine(self, norm: Norm = EXACT, key: PRNGKeyArray | None = None) -> Engine:
         """The traced loss and the parameters, ready for one microbatch after the other."""
         check_norm(norm)
-        parts = None if self.placement is None else self.placement.parts()
-        if isinstance(norm, Exact):
-            traced = trace(self._loss, self._params, self._batch, self._rules, None, dict(self._projections), parts)
-            return Engine(self._loss, self._params, traced, self._method)
-        if key is None:
+        if key is None and not isinstance(norm, Exact):
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
-        traced = trace(self._loss, self._params, self._batch, self._rules, norm, dict(self._projections), parts)
-        return Engine(self._loss, self._params, traced, self._method, key)
+        return Engine(
+            self._loss, self._params, self._trace(norm), self._method, None if isinstance(norm, Exact) else key
+        )
+
+    def _trace(self, norm: Norm = EXACT) -> Traced:
+        """The loss and its uses of parameters, traced once: groups, norms and sums all ask for them."""
+        if norm not in self._traces:
+            parts = None if self.placement is None else self.placement.parts()
+            randomized = None if isinstance(norm, Exact) else norm
+            projections = dict(self._projections)
+            self._traces[norm] = trace(
+                self._loss, self._params, self._batch, self._rules, randomized, projections, parts
+            )
+        return self._traces[norm]
 
     def _rows(self) -> Int[Array, " batch"]:
         """Places of the examples in the logical batch."""

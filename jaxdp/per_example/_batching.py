@@ -5,16 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
+from jaxdp._custom_batching import CustomBatching
 from jaxdp._shards import batch_where_it_is, map_examples, shards_of, sum_examples
 
 # Per-example gradients of one use up to this many elements are made for the whole batch at once.
 _VECTORISED_ELEMENTS = 1 << 22
 
 
-@custom_vmap
+@CustomBatching
 def force_batched(x: Array, anchor: Array) -> Array:
     """`x`, with a batch axis of its own even if no example entered it.
 
@@ -30,7 +30,7 @@ def _(axis_size: int, in_batched: Sequence[bool], x: Array, anchor: Array) -> tu
     return batch_where_it_is(x if in_batched[0] else jnp.broadcast_to(x, (axis_size, *x.shape))), True
 
 
-@custom_vmap
+@CustomBatching
 def on_its_device(x: Array) -> Array:
     """`x`, to be computed where its example is: a parameter comes to the examples, not they to it."""
     return x
@@ -50,7 +50,7 @@ def over_batch(fn: Callable, out_batched: tuple[bool, ...], shared: Any, *args: 
     beside, and (an entry of) the shadow whose cotangent such a sum is.
     """
 
-    @custom_vmap
+    @CustomBatching
     def call(shared: Any, args: tuple[Any, ...]) -> tuple[Array, ...]:
         outs = fn(jax.tree.map(lambda _: True, args), shared, *jax.tree.map(lambda x: x[None], args))
         return tuple(out[0] if b else out for out, b in zip(outs, out_batched, strict=True))
@@ -96,7 +96,7 @@ def few_at_a_time(fn: Callable, elements: int, *args: Any, room: int | None = No
     With `room` given, as many at a time as have no more entries than that.
     """
 
-    @custom_vmap
+    @CustomBatching
     def call(args: tuple[Any, ...]) -> Array:
         return fn(*args)
 

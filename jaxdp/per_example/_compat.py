@@ -1,6 +1,6 @@
 """The parts of JAX's internals that differ between releases: nothing else in jaxdp touches them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +51,12 @@ def sub_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]]:
     return inner, ()
 
 
-def uses_primitive(jaxpr: Any, name: str) -> bool:
-    """Whether an equation of an open jaxpr, or of one inside it, is of this primitive."""
+def has_equation(jaxpr: Any, test: Callable[[Any], bool]) -> bool:
+    """Whether an equation of an open jaxpr, or of one inside it, is such a one."""
     values = lambda eqn: (v for p in eqn.params.values() for v in (p if isinstance(p, tuple | list) else (p,)))
     opened = lambda eqn: (v.jaxpr if isinstance(v, core.ClosedJaxpr) else v for v in values(eqn))
     return any(
-        eqn.primitive.name == name or any(uses_primitive(v, name) for v in opened(eqn) if isinstance(v, core.Jaxpr))
-        for eqn in jaxpr.eqns
+        test(eqn) or any(has_equation(v, test) for v in opened(eqn) if isinstance(v, core.Jaxpr)) for eqn in jaxpr.eqns
     )
 
 

@@ -11,6 +11,7 @@ from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
 from jaxdp.per_example._parted import parted_use
+from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._taps import Key, Mode, Report, tap
@@ -103,6 +104,9 @@ class Rewriter:
         return [read(v) for v in jaxpr.outvars], emitted
 
     def _equation(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
+        if is_patchwise(eqn):
+            product = as_product(eqn)
+            return self.run(product.jaxpr, product.consts, operands, path)
         if not any(isinstance(x, Weight) for x in operands):
             return self._plain(eqn, operands), {}
         name = eqn.primitive.name
