@@ -42,7 +42,7 @@ def count_flops(closed: Any, *, unknown_length: int = 1) -> Flops:
 
     Args:
       closed: the program.
-      unknown_length: how often a loop runs whose length the program does not tell.
+      unknown_length: how often a loop runs whose length the program does not tell; those inside it run once.
     """
     closed, _ = dead_code_eliminated(closed)
     counter = _Counter(unknown_length)
@@ -85,7 +85,10 @@ class _Counter:
             return self.run(inner[0], [object() for _ in names] if apart else names, {} if apart else known)
         if name == "while":
             self.unknown_loops += any(map(_has_products, inner))
-            return self.unknown_length * sum(map(self.apart, inner)), fresh
+            length, self.unknown_length = self.unknown_length, 1
+            once = sum(map(self.apart, inner))
+            self.unknown_length = length
+            return length * once, fresh
         if name == "cond":
             return max((self.apart(branch) for branch in inner), default=0), fresh
         if name == "scan":

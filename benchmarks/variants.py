@@ -1,6 +1,7 @@
 """What is compared: ways to get from a batch to the gradient that the optimiser sees."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -117,11 +118,17 @@ def ours(
     workload: Workload, privacy: Privacy, pairs: Iterable[tuple[str, str]] = DEFAULT_PAIRS
 ) -> list[Variant | Absent]:
     """A variant for each pair of a method and a group style, or why there is none."""
-    return [_private(workload, privacy, method, groups) for method, groups in pairs]
+    return [private(workload, privacy, method, groups) for method, groups in pairs]
 
 
-def _private(workload: Workload, privacy: Privacy, method: Any, groups: str) -> Variant | Absent:
-    key, label, details = f"{method}/{groups}", f"jaxdp {method}/{groups}", {"method": method, "groups": groups}
+def private(
+    workload: Workload, privacy: Privacy, method: Any, groups: str, microbatch_size: int | None = None
+) -> Variant | Absent:
+    """One private step; `None` is the whole batch at once."""
+    key, label = f"{method}/{groups}", f"jaxdp {method}/{groups}"
+    details = {"method": method, "groups": groups, "microbatch_size": microbatch_size}
+    if microbatch_size is not None:
+        key, label = f"{key}/{microbatch_size}", f"{label}, microbatch {microbatch_size}"
     try:
         per_example = jaxdp.per_example_grad(workload.loss, method=method)
         chain = jaxdp.transforms.dpsgd(
@@ -134,7 +141,9 @@ def _private(workload: Workload, privacy: Privacy, method: Any, groups: str) -> 
         jax.eval_shape(chain.init, jax.eval_shape(workload.make_params))
     except ValueError as refusal:
         return Absent(key, label, "jaxdp", str(refusal), details)
-    return Variant(key, label, "jaxdp", chain.init, _then(per_example, chain), details=details)
+    gradient = functools.partial(per_example, microbatch_size=microbatch_size)
+    trips = workload.batch_size // (microbatch_size or workload.batch_size)
+    return Variant(key, label, "jaxdp", chain.init, _then(gradient, chain), trips, details)
 
 
 def _stateless(gradient: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., tuple[PyTree, PyTree]]:

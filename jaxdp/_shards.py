@@ -78,7 +78,8 @@ def map_examples(fn: Callable, xs: Any, batch_size: int | None = None) -> Any:
     """`jax.lax.map` over a batch axis, of which every device goes through its own part."""
     shards = shards_of(jax.tree.leaves(xs)[0].shape[0])
     if shards == 1:
-        return jax.lax.map(fn, xs, batch_size=batch_size)
+        slim, full = _without_ones(xs)
+        return jax.lax.map(lambda x: fn(full(x)), slim, batch_size=batch_size)
     # A loop over all examples would fetch each of them from the device it lies on.
     found = jax.lax.map(jax.vmap(fn), _columns(xs, shards), batch_size=batch_size)
     return jax.tree.map(_together, found)
@@ -91,10 +92,21 @@ def sum_examples(fn: Callable, zeros: Array, xs: Any) -> tuple[Array, Any]:
     """
     shards = shards_of(jax.tree.leaves(xs)[0].shape[0])
     if shards == 1:
-        return jax.lax.scan(fn, zeros, xs)
+        slim, full = _without_ones(xs)
+        return jax.lax.scan(lambda total, x: fn(total, full(x)), zeros, slim)
     start = jnp.zeros((shards, *zeros.shape), zeros.dtype)
     totals, ys = jax.lax.scan(jax.vmap(fn), start, _columns(xs, shards))
     return jnp.sum(totals, axis=0), jax.tree.map(_together, ys)
+
+
+def _without_ones(xs: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Examples without axes of length one, and what puts these back for one of them.
+
+    On what enters a loop such an axis has XLA copy the batch, to bring axes in an order that makes no difference.
+    """
+    shapes = jax.tree.map(lambda x: x.shape[1:], xs)
+    slim = jax.tree.map(lambda x: x.reshape(x.shape[0], *(n for n in x.shape[1:] if n != 1)), xs)
+    return slim, lambda one: jax.tree.map(lambda x, shape: x.reshape(shape), one, shapes)
 
 
 def _columns(tree: Any, shards: int) -> Any:

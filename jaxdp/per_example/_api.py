@@ -169,7 +169,8 @@ class PerExampleGrads(Inert):
                 norms, total = run.clipped_sum(batch, alive, resolved, weight_fn, thresholds, rows)
                 return norms, self._placed(total)
 
-            return finite_only(attempt, zeros, batch, mask, first_apart=slow_in_loops(run.traced.closed))
+            apart = self._method == "materialize" and slow_in_loops(run.traced.closed)
+            return finite_only(attempt, zeros, batch, mask, first_apart=apart)
 
         norms, total = self._reduce(microbatch, self._rows())
         return total, norms

@@ -11,6 +11,7 @@ from jaxdp._shards import shards_of, sum_examples
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms import outer_squared_norm, probe_matrix
 from jaxdp.per_example._batching import chunk_size, few_at_a_time
+from jaxdp.per_example._canonical import has_canonical_form, pull_back
 from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
 from jaxdp.per_example._patches import Window
 from jaxdp.per_example._use import Operands, Outer, Use, product
@@ -103,6 +104,12 @@ class Convolved(Use):
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The kernel's gradient of one example."""
         return self._few(lambda x, ct: self._window.unfold(self._product(x, ct)), operands[0], cts[0])
+
+    def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
+        """The input's cotangent, in the form that is fast in loops."""
+        if list(wanted) != [0] or not has_canonical_form(self.eqn):
+            return super().pull_back(operands, wanted, cts)
+        return [pull_back(self.eqn, operands[1], operands[0], cts[0])]
 
     def weighted_sum(
         self,

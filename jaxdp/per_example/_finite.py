@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxdp._shards import apart, shards_of
+from jaxdp.per_example._canonical import has_canonical_form
 from jaxdp.per_example._compat import has_equation
-from jaxdp.per_example._patchwise import is_patchwise
 
 PyTree = Any
 
@@ -45,9 +45,8 @@ def zero_unless(condition: Bool[Array, ""], tree: PyTree) -> PyTree:
 
 
 def slow_in_loops(closed: Any) -> bool:
-    """Whether there are convolutions on a CPU: XLA brings them into a form that is fast there outside loops only."""
-    slow = lambda eqn: eqn.primitive.name == "conv_general_dilated" and not is_patchwise(eqn)
-    return jax.default_backend() == "cpu" and has_equation(closed.jaxpr, slow)
+    """Whether there are convolutions whose derivatives XLA makes slow inside loops, as it does on a CPU."""
+    return has_equation(closed.jaxpr, has_canonical_form)
 
 
 def finite_only(

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from jaxdp.per_example._canonical import features_last, from_features_last, is_convolution
+
 
 def is_patchwise(eqn: Any) -> bool:
     """Whether the equation is a convolution whose windows lie side by side, each of them inside the input."""
-    if eqn.primitive.name != "conv_general_dilated":
+    if not is_convolution(eqn):
         return False
     p = eqn.params
     kernel = eqn.invars[1].aval.shape
@@ -32,7 +34,7 @@ def _product(x: Array, kernel: Array, params: dict[str, Any]) -> Array:
     lhs, rhs, out = params["dimension_numbers"]
     window = [kernel.shape[d] for d in rhs[2:]]
     rank = len(window)
-    x = x.transpose((lhs[0], *lhs[2:], lhs[1]))
+    x = features_last(x, lhs)
     counts = [n // w for n, w in zip(x.shape[1:-1], window, strict=True)]
     covered = [slice(0, n * w) for n, w in zip(counts, window, strict=True)]
     split = [size for pair in zip(counts, window, strict=True) for size in pair]
@@ -46,7 +48,4 @@ def _product(x: Array, kernel: Array, params: dict[str, Any]) -> Array:
         precision=params["precision"],
         preferred_element_type=params["preferred_element_type"],
     )
-    order = [0] * values.ndim
-    for axis, at in enumerate((out[0], *out[2:], out[1])):
-        order[at] = axis
-    return values.transpose(order)
+    return from_features_last(values, out)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
-from jaxdp.per_example._compat import eval_eqn, is_literal, sub_jaxpr
+from jaxdp.per_example._canonical import evaluated, is_convolution
+from jaxdp.per_example._compat import eval_eqn, has_equation, is_literal, sub_jaxpr
 from jaxdp.per_example._parted import parted_use
 from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
@@ -107,11 +108,12 @@ class Rewriter:
         if is_patchwise(eqn):
             product = as_product(eqn)
             return self.run(product.jaxpr, product.consts, operands, path)
-        if not any(isinstance(x, Weight) for x in operands):
-            return self._plain(eqn, operands), {}
         name = eqn.primitive.name
-        if name in _compat.INLINE_PRIMITIVES:
+        plain = not any(isinstance(x, Weight) for x in operands)
+        if name in _compat.INLINE_PRIMITIVES and (not plain or has_equation(sub_jaxpr(eqn)[0], is_convolution)):
             return self.run(*sub_jaxpr(eqn), operands, path)
+        if plain:
+            return self._plain(eqn, operands), {}
         if name in _compat.CHECKPOINT_PRIMITIVES:
             return self._checkpoint(eqn, operands, path)
         if name == "scan":
@@ -128,7 +130,7 @@ class Rewriter:
             for i, x in enumerate(operands)
             if isinstance(x, Weight)
         }
-        return self._tap(lambda values: eval_eqn(eqn, values), uses, operands, path)
+        return self._tap(lambda values: evaluated(eqn, values), uses, operands, path)
 
     def _choice(self, weight: Weight) -> NormChoice:
         rule: Rule | None = next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
@@ -136,7 +138,7 @@ class Rewriter:
 
     def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
         fixed = all(x.fixed for x in operands if isinstance(x, Plain))
-        return [Plain(out, fixed) for out in eval_eqn(eqn, [x.value for x in operands])]
+        return [Plain(out, fixed) for out in evaluated(eqn, [x.value for x in operands])]
 
     def _tap(
         self, run: Callable, uses: dict[int, Use], operands: Sequence[Entry], path: Path

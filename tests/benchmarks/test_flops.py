@@ -73,3 +73,14 @@ def test_length_of_a_loop_that_depends_on_data_is_given_by_the_caller():
     closed = jax.make_jaxpr(fn)(A, SQUARE, 5)
     assert count_flops(closed) == (2 * 3 * 4 * 4, 1)
     assert count_flops(closed, unknown_length=5) == (5 * 2 * 3 * 4 * 4, 1)
+
+
+def test_a_loop_of_unknown_length_inside_another_is_taken_to_run_once():
+    """Microbatches that go over examples without a finite gradient again, which there are none of."""
+
+    def fn(a, w, n, m):
+        again = lambda i, h: jax.lax.fori_loop(0, m, lambda j, h: h @ w, h)
+        return jax.lax.fori_loop(0, n, again, a)
+
+    closed = jax.make_jaxpr(fn)(A, SQUARE, 5, 5)
+    assert count_flops(closed, unknown_length=5).total == 5 * 2 * 3 * 4 * 4

@@ -13,6 +13,8 @@ from jax import lax
 import jaxdp
 from jaxdp.norms import ANY_EXACT, NormChoice, default_machine
 from jaxdp.per_example import _convolution_costs as costs
+from jaxdp.per_example._canonical import evaluated
+from jaxdp.per_example._compat import eval_eqn
 from jaxdp.per_example._convolved import Convolved
 
 BATCH = 6
@@ -82,6 +84,45 @@ def test_gradients_norms_and_sums_are_exact(form: str, alive: int, monkeypatch: 
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("form", FORMS)
+def test_values_and_input_gradients_are_those_of_the_convolution(form: str) -> None:
+    """Computed in the form that is fast on a CPU; also where the kernel is no parameter."""
+    use, (x, ct), _ = make_use(form)
+    eqn, kernel = use.eqn, jax.random.normal(jax.random.key(3), FORMS[form][1])
+
+    def both(run: Any) -> Any:
+        value, pull = jax.vjp(lambda x, kernel: run(eqn, [x, kernel])[0], x[0], kernel)
+        return value, *pull(ct[0])
+
+    expected = jax.jit(lambda: both(eval_eqn))()
+    for ours, reference in zip(jax.jit(lambda: both(evaluated))(), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
+    (pulled,) = jax.jit(lambda: use.pull_back({0: x[0], 1: kernel}, [0], [ct[0]]))()
+    np.testing.assert_allclose(pulled, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends bring convolutions into any form anywhere")
+@pytest.mark.parametrize("layout", [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")])
+def test_all_convolutions_of_a_step_are_in_the_form_that_is_fast_in_loops(layout: Any) -> None:
+    """Forward and backward, of parameters and of constants, in functions under jit and checkpoints."""
+    ones = lambda spec, **sizes: jnp.ones([sizes[axis] for axis in spec])
+    kernel = ones(layout[1], H=3, W=3, I=4, O=4)
+    convolve = lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layout)
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        hidden = convolve(x[None], params["first"]) + params["bias"]
+        hidden = jax.checkpoint(convolve)(jnp.tanh(hidden), params["second"])
+        return jnp.sum(jnp.tanh(jax.jit(convolve)(hidden, kernel)))
+
+    params = {"first": kernel, "second": kernel, "bias": jnp.zeros(())}
+    batch = jnp.ones((BATCH, *ones(layout[0], N=1, H=6, W=6, C=4).shape[1:]))
+    step = lambda p, b: jaxdp.per_example_grad(loss, method="ghost")(p, b).clipped_sum(lambda sq: 1 / (1 + sq))
+    program = jax.jit(step).lower(params, batch).compile().as_text()
+    labels = re.findall(r"dim_labels=(\S+?)[,\s]", program)
+    assert len(labels) >= 3 + 2  # forward, and backward through what has another convolution below it
+    assert set(labels) == {"b01f_01io->b01f"}
+
+
 @pytest.mark.parametrize("rule", ["gram", "materialize"])
 def test_norms_of_half_precision_kernels_are_single_precision(rule: Any) -> None:
     use, (x, ct), each = make_use("strided", jnp.float16, NormChoice(rule))
