@@ -12,17 +12,18 @@ _WORD = 4.0  # bytes of a float32, in which norms and sums are made whatever the
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Floating-point operations, and bytes moved to and from memory."""
+    """Floating-point operations, and bytes moved; `cached` of these are in a cache when they are read again."""
 
     flops: float
     bytes: float
+    cached: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(self.flops + other.flops, self.bytes + other.bytes, self.cached + other.cached)
 
     def times(self, count: int | float) -> "Cost":
         """The cost of doing it again and again."""
-        return Cost(count * self.flops, count * self.bytes)
+        return Cost(count * self.flops, count * self.bytes, count * self.cached)
 
 
 NOTHING = Cost(0.0, 0.0)
@@ -30,13 +31,14 @@ NOTHING = Cost(0.0, 0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Rates at which float32 products of full precision and large arrays are worked through.
+    """Rates at which float32 products of full precision, large arrays, and arrays in a cache are worked through.
 
-    Only their ratio decides between rules.
+    Only their ratios decide between rules.
     """
 
     flops_per_second: float
     bytes_per_second: float
+    cached_bytes_per_second: float
 
     def seconds(self, cost: Cost) -> float:
         """Arithmetic plus traffic, not the larger of the two.
@@ -44,14 +46,20 @@ class Machine:
         The passes that read a product come after the product, so that the two hardly overlap; and a sum is never more
         than twice the larger.
         """
-        return cost.flops / self.flops_per_second + cost.bytes / self.bytes_per_second
+        moved = (cost.bytes - cost.cached) / self.bytes_per_second + cost.cached / self.cached_bytes_per_second
+        return cost.flops / self.flops_per_second + moved
 
 
-# CPU: set by hand to about 50 timings (Gram, product, sum and reuse; T from 4 to 1024, widths 128 to 2048) on two
-# server cores.
+# CPU: set by hand to about 80 timings (Gram, product, sum and reuse; T from 4 to 1024, widths 64 to 8192) on two server
+# cores.
 # GPU, TPU: data sheets of an H100 SXM (67 TFLOP/s of float32 outside the tensor cores, 3.35 TB/s) and a TPU v4
-# (275 TFLOP/s of bfloat16 in the six passes of a full-precision product, 1.2 TB/s), at nine tenths.
-_MACHINES = {"cpu": Machine(1.1e11, 1.5e10), "gpu": Machine(6.0e13, 3.0e12), "tpu": Machine(4.1e13, 1.1e12)}
+# (275 TFLOP/s of bfloat16 in the six passes of a full-precision product, 1.2 TB/s), at nine tenths; that their caches
+# are any faster is not counted on.
+_MACHINES = {
+    "cpu": Machine(1.1e11, 1.5e10, 1.0e11),
+    "gpu": Machine(6.0e13, 3.0e12, 3.0e12),
+    "tpu": Machine(4.1e13, 1.1e12, 1.1e12),
+}
 
 
 def default_machine() -> Machine:
@@ -96,8 +104,8 @@ def sum_cost(k: int, t: int, c: int, p: int) -> Cost:
 def reuse_cost(k: int, t: int, c: int, p: int, chunk: int) -> Cost:
     """Norm and share of the sum from one product, `chunk` examples at a time, for one example."""
     # The product is written, read for its norm and read for the sum; the sum is read and written once per chunk.
-    passes = 3.0 + 2.0 / chunk
-    return Cost(2.0 * k * (t + 2) * c * p, _WORD * k * (t * (c + p) + passes * c * p))
+    again = _WORD * k * (3.0 + 2.0 / chunk) * c * p
+    return Cost(2.0 * k * (t + 2) * c * p, _WORD * k * t * (c + p) + again, again)
 
 
 def rows_norm_cost(t: int, p: int) -> Cost:

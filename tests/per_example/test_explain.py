@@ -335,7 +335,7 @@ def test_traffic_counts_beside_arithmetic(monkeypatch: pytest.MonkeyPatch) -> No
     from jaxdp.norms import Machine
 
     sizes = (1, 100, 150, 150)
-    for machine, rule in ((Machine(1e9, 1e15), "product"), (Machine(1e15, 1e9), "Gram")):
+    for machine, rule in ((Machine(1e9, 1e15, 1e15), "product"), (Machine(1e15, 1e9, 1e9), "Gram")):
         monkeypatch.setattr("jaxdp.norms._exact.default_machine", lambda machine=machine: machine)
         assert exact_rule(*sizes) == rule
 
