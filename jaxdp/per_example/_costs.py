@@ -28,7 +28,7 @@ from jaxdp.per_example._convolution_costs import (
 from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._families import Part
 from jaxdp.per_example._gathered import Gathered
-from jaxdp.per_example._rewrite import Loop, Site
+from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._use import Elementwise
 
 _WORD = 4.0  # bytes of a float32

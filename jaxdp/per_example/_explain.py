@@ -30,8 +30,8 @@ from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign
 from jaxdp.per_example._prediction import MEAN_GRADIENTS, predict
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import MatrixAxes
-from jaxdp.per_example._rewrite import Site
 from jaxdp.per_example._rules import check_rules, primitive_of
+from jaxdp.per_example._sites import Site
 from jaxdp.per_example._taps import Mode
 from jaxdp.per_example._use import Elementwise
 

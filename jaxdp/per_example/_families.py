@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import NormChoice, factored_squared_norm, mixed_factored_squared_norm, row_squared_norm
 from jaxdp.per_example._by_group import add_up, spread
-from jaxdp.per_example._rewrite import Loop, Site
+from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._taps import Key, Report
 from jaxdp.per_example._use import Escaped, Layout, Outer, Rows, Use
 from jaxdp.per_example._use_clipping import clipped, contracted

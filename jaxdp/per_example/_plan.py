@@ -19,8 +19,9 @@ from jaxdp.per_example._costs import norm_of_use
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, clipped_last, joins
 from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._projection import Projection
-from jaxdp.per_example._rewrite import Loop, Rewriter, Site
+from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
+from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._taps import Key, Mode, Port
 from jaxdp.per_example._use import Escaped
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight

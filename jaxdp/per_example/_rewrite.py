@@ -15,44 +15,14 @@ from jaxdp.per_example._parted import parted_use
 from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
+from jaxdp.per_example._sites import Loop, Site
+from jaxdp.per_example._slices import arrays_of, cut_by, inside, rows, with_arrays, with_uncut
 from jaxdp.per_example._taps import Key, Mode, Report, tap
 from jaxdp.per_example._use import Escaped, Use, is_float
 from jaxdp.per_example._uses import use_of
-from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
+from jaxdp.per_example._values import Entry, Path, Plain, Weight
 from jaxdp.per_example._views import derive, fixed_outputs, is_derivable
 from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing
-
-
-@dataclasses.dataclass(frozen=True)
-class Loop:
-    """A scan around a use."""
-
-    body: Path
-    length: int
-    cuts: bool  # whether it slices the weight: otherwise the same entries are used in every step
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """A tap seen while tracing: what decides how its leaf is reported, and what it costs."""
-
-    leaf: int
-    use: Use
-    isometric: bool
-    box: tuple[tuple[int, int], ...]
-    axes: tuple[int, ...] | None
-    stack: tuple[int, ...]
-    steady: bool
-    loops: tuple[Loop, ...]
-    operands: dict[int, jax.ShapeDtypeStruct]  # the factors of the forward pass
-    cts: tuple[jax.ShapeDtypeStruct, ...]
-    remat: bool = False  # whether it lies in a checkpoint, so that its values are made again on the way back
-    whole: bool = False  # whether the weight is the leaf itself, or what loops slice of it
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int] | None:
-        """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
-        return self.use.sizes(self.cts[0].shape) if self.cts else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,12 +261,12 @@ class Rewriter:
 
         def body(state: list[Any], slices: Any) -> tuple[list[Any], Any]:
             arrays, reports = slices
-            arrays = [_with_uncut(x, row) for x, row in zip(xs, arrays, strict=True)]
+            arrays = [with_uncut(x, row) for x, row in zip(xs, arrays, strict=True)]
             state, ys, emitted = run_step(around | reports, held, state, arrays)
             return state, (ys, emitted)
 
-        rows = [_rows(x, entry, self.stacks) for x, entry in zip(xs, cut, strict=True)]
-        final, (ys, inner) = self._loop(eqn, body_path, body, [x.value for x in init], (rows, stacked))
+        sliced = [rows(x, entry, self.stacks) for x, entry in zip(xs, cut, strict=True)]
+        final, (ys, inner) = self._loop(eqn, body_path, body, [x.value for x in init], (sliced, stacked))
         moved = iter(final)
         after = [x if c else Plain(next(moved), fixed=False) for x, c in zip(carry, constant, strict=True)]
         return [*after, *(Plain(y, fixed=False) for y in ys)], emitted | inner
@@ -328,80 +298,10 @@ class Rewriter:
             now = after
 
 
-def inside(reports: dict[Key, Report], path: Path) -> dict[Key, Report]:
-    """The reports of taps at or below a position."""
-    return {key: report for key, report in reports.items() if key[0][: len(path)] == path}
-
-
-def cut_by(entry: Entry, body: Path) -> Entry:
-    """What a loop's body sees of one of its `xs`; the arrays are filled in by `with_arrays`."""
-    if isinstance(entry, Plain):
-        return entry
-    depth = len(entry.stack)
-    whole = entry.aligned and entry.box[0] == (0, entry.leaf_shape[depth]) and len(entry.cuts) == depth
-    leads = entry.axes is not None and entry.axes[0] == 0
-    return dataclasses.replace(
-        entry,
-        box=entry.box[1:] if whole else entry.box,
-        aligned=whole,
-        axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
-        stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
-        cuts=(*entry.cuts, body),
-    )
-
-
 def _is_whole(weight: Weight) -> bool:
     """Whether this is a leaf as it is, but for its dtype and the slices that loops take along its first axes."""
     shape = weight.leaf_shape[len(weight.stack) :]
     return weight.aligned and weight.isometric and weight.box == tuple((0, n) for n in shape)
-
-
-def _rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> Any:
-    """What a loop slices of one of its `xs`: slots too, where they have an entry for each entry of the stack."""
-    if isinstance(before, Plain) or isinstance(after, Plain):
-        return before.value
-
-    deeper = len(before.stack) < len(after.stack)
-
-    def cut(leaf: int, shadow: Shadow) -> Shadow:
-        if not deeper or len(after.stack) > len(stacks.get(leaf, ())):
-            shadow = shadow._replace(slot=None, threshold=None)
-        # Keys and bases tell the entries of a stack apart even where these share a group.
-        if not deeper:
-            return shadow._replace(key=None, basis=None)
-        return shadow if shadow.key is not None and shadow.key.shape else shadow._replace(key=None)
-
-    return before.value, {leaf: cut(leaf, shadow) for leaf, shadow in before.shadows.items()}
-
-
-def _with_uncut(before: Entry, rows: Any) -> Any:
-    """One step's slices together with the slots that are not sliced."""
-    if isinstance(before, Plain):
-        return rows
-    value, shadows = rows
-
-    def whole(leaf: int, shadow: Shadow) -> Shadow:
-        outer = before.shadows[leaf]
-        if shadow.slot is None:
-            shadow = shadow._replace(slot=outer.slot, threshold=outer.threshold)
-        if shadow.basis is None:
-            shadow = shadow._replace(basis=outer.basis)
-        return shadow._replace(key=outer.key) if shadow.key is None else shadow
-
-    return value, {leaf: whole(leaf, shadow) for leaf, shadow in shadows.items()}
-
-
-def arrays_of(entries: Sequence[Entry]) -> list[Any]:
-    """The arrays of entries, as a pytree that loops can slice and checkpoints can trace."""
-    return [(x.value, x.shadows) if isinstance(x, Weight) else x.value for x in entries]
-
-
-def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
-    """Entries like the given ones on other arrays."""
-    return [
-        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
-        for x, a in zip(entries, arrays, strict=True)
-    ]
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:

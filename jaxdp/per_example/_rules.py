@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxdp.norms import Rule
-from jaxdp.per_example._rewrite import Site
+from jaxdp.per_example._sites import Site
 
 Rules = Mapping[str, Rule]
 

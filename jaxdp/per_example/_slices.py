@@ -1,0 +1,78 @@
+"""What the bodies of loops and checkpoints see of values and parameters around them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdp.per_example._taps import Key, Report
+from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
+
+
+def inside(reports: dict[Key, Report], path: Path) -> dict[Key, Report]:
+    """The reports of taps at or below a position."""
+    return {key: report for key, report in reports.items() if key[0][: len(path)] == path}
+
+
+def cut_by(entry: Entry, body: Path) -> Entry:
+    """What a loop's body sees of one of its `xs`; the arrays are filled in by `with_arrays`."""
+    if isinstance(entry, Plain):
+        return entry
+    depth = len(entry.stack)
+    whole = entry.aligned and entry.box[0] == (0, entry.leaf_shape[depth]) and len(entry.cuts) == depth
+    leads = entry.axes is not None and entry.axes[0] == 0
+    return dataclasses.replace(
+        entry,
+        box=entry.box[1:] if whole else entry.box,
+        aligned=whole,
+        axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
+        stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
+        cuts=(*entry.cuts, body),
+    )
+
+
+def rows(before: Entry, after: Entry, stacks: dict[int, tuple[int, ...]]) -> Any:
+    """What a loop slices of one of its `xs`: slots too, where they have an entry for each entry of the stack."""
+    if isinstance(before, Plain) or isinstance(after, Plain):
+        return before.value
+
+    deeper = len(before.stack) < len(after.stack)
+
+    def cut(leaf: int, shadow: Shadow) -> Shadow:
+        if not deeper or len(after.stack) > len(stacks.get(leaf, ())):
+            shadow = shadow._replace(slot=None, threshold=None)
+        # Keys and bases tell the entries of a stack apart even where these share a group.
+        if not deeper:
+            return shadow._replace(key=None, basis=None)
+        return shadow if shadow.key is not None and shadow.key.shape else shadow._replace(key=None)
+
+    return before.value, {leaf: cut(leaf, shadow) for leaf, shadow in before.shadows.items()}
+
+
+def with_uncut(before: Entry, row: Any) -> Any:
+    """One step's slices together with the slots that are not sliced."""
+    if isinstance(before, Plain):
+        return row
+    value, shadows = row
+
+    def whole(leaf: int, shadow: Shadow) -> Shadow:
+        outer = before.shadows[leaf]
+        if shadow.slot is None:
+            shadow = shadow._replace(slot=outer.slot, threshold=outer.threshold)
+        if shadow.basis is None:
+            shadow = shadow._replace(basis=outer.basis)
+        return shadow._replace(key=outer.key) if shadow.key is None else shadow
+
+    return value, {leaf: whole(leaf, shadow) for leaf, shadow in shadows.items()}
+
+
+def arrays_of(entries: Sequence[Entry]) -> list[Any]:
+    """The arrays of entries, as a pytree that loops can slice and checkpoints can trace."""
+    return [(x.value, x.shadows) if isinstance(x, Weight) else x.value for x in entries]
+
+
+def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
+    """Entries like the given ones on other arrays."""
+    return [
+        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
+        for x, a in zip(entries, arrays, strict=True)
+    ]
