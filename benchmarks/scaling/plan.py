@@ -105,7 +105,7 @@ def paper_plan(scale: Scale, cluster: Cluster) -> dict[str, Any]:
     loss = models.token_loss(graph, rest)
     shape = (cluster.batch_per_device, cluster.seq)
     batch = models.TokenExample(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_))
-    machine = rates.Machine(cluster.bf16_tflops * 1e12, cluster.memory_gbps * 1e9)
+    machine = rates.Machine(cluster.bf16_tflops * 1e12, *2 * (cluster.memory_gbps * 1e9,))
     # Which rule is the cheaper one is a matter of the machine that is planned for, not of this one.
     with mock.patch.dict(rates._MACHINES, {jax.default_backend(): machine}):
         traced = trace(_check.call_loss(loss, False), params, batch)

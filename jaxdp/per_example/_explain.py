@@ -91,7 +91,7 @@ def explain(
       >>> loss = lambda p, x: jnp.sum(jnp.tanh(x @ p["w"] + p["b"]))
       >>> plan = jaxdp.explain(loss, params, jax.ShapeDtypeStruct((8, 2), jnp.float32))
       >>> [(row.parameter, row.rule, row.clipped) for row in plan.rows]
-      [("params['b']", 'elementwise', 'end of pass'), ("params['w']", 'Gram', 'end of pass')]
+      [("params['b']", 'elementwise', 'end of pass'), ("params['w']", 'product, once', 'end of pass')]
 
     References:
       Bu et al., Differentially Private Optimization on Large Model at Small Cost, arXiv 2210.00038.
