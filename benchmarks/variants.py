@@ -92,7 +92,7 @@ def make_step(variant: Variant) -> Callable[..., tuple[PyTree, PyTree, PyTree]]:
 
 
 def baselines(workload: Workload, privacy: Privacy) -> list[Variant]:
-    """The non-private step in two forms, each also with the noise of a private one but without clipping."""
+    """The non-private step in two forms, each also with jaxdp's own noise but without clipping."""
     size = workload.batch_size
 
     def plain(params: PyTree, batch: PyTree) -> PyTree:
@@ -102,8 +102,11 @@ def baselines(workload: Workload, privacy: Privacy) -> list[Variant]:
         grads = jaxdp.per_example_grad(workload.loss, method="ghost")(params, batch)
         return jax.tree.map(lambda g: g / size, grads.weighted_sum(jnp.ones(size)))
 
-    stddev = privacy.noise_multiplier * privacy.max_norm / size
-    noise = optax.add_noise(eta=stddev**2, gamma=0.0, key=jax.random.key(5))
+    # Nothing is private here: the mean only passes for a clipped sum, to be given the noise of the private rows.
+    passed = lambda mean, params=None: jaxdp.transforms.ClippedSum(mean, privacy.max_norm / size)
+    noise = optax.chain(
+        optax.stateless(passed), jaxdp.transforms.add_gaussian_noise(privacy.noise_multiplier, jax.random.key(5))
+    )
     rows = []
     for key, label, gradient in (
         ("plain", "non-private: jax.grad", plain),

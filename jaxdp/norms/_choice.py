@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._late import zeros_after
 from jaxdp._shards import sum_examples
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
@@ -90,7 +91,7 @@ def estimated_clipped_sum(
         a, g = (weight * a, g) if a.size < g.size else (a, weight * g)
         return total + jnp.einsum("tc,tp->cp", a, g, precision=precision), norm
 
-    zeros = jnp.zeros((a.shape[-1], g.shape[-1]), wide_dtype(a.dtype))
+    zeros = zeros_after((a.shape[-1], g.shape[-1]), wide_dtype(a.dtype), g)
     return sum_examples(add, zeros, (a, g, rest, keys if own_keys else None))
 
 

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxdp._custom_batching import CustomBatching
+from jaxdp._late import zeros_after
 from jaxdp._shards import map_examples, shards_of, sum_examples
+from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
 
@@ -212,8 +214,7 @@ def clipped_outer_sum(
         a, g, rest = jax.tree.map(lambda x: x[None], part) if alone else part
         product = full_product("b...tc,b...tp->b...cp", a, g, precision)
         norms = jnp.sum(jnp.square(product), axis=tuple(range(1, product.ndim)))
-        weights = weigh(norms, rest).astype(product.dtype)
-        return total + jnp.einsum("b,b...->...", weights, product, precision="highest"), norms
+        return total + weighted_total(weigh(norms, rest), product), norms
 
     whole = lambda total: total if several else total[None]
     if chunk == each:
@@ -222,7 +223,7 @@ def clipped_outer_sum(
     parts = (*given, rest)
     if not alone:
         parts = jax.tree.map(lambda x: x.reshape(size // chunk, chunk, *x.shape[1:]), parts)
-    total, norms = sum_examples(add, jnp.zeros((k, c, p) if several else (c, p), dtype), parts)
+    total, norms = sum_examples(add, zeros_after((k, c, p) if several else (c, p), dtype, g), parts)
     return whole(total), norms.reshape(size)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdp._custom_batching import CustomBatching
+from jaxdp._late import zeros_after
 from jaxdp._shards import batch_where_it_is, map_examples, shards_of, sum_examples
 
 # Per-example gradients of one use up to this many elements are made for the whole batch at once.
@@ -87,7 +88,7 @@ def one_at_a_time_sum(
     struct = jax.eval_shape(lambda x: one(*jax.tree.map(lambda y: y[0], x)), xs)
     if struct.size * (weights.shape[0] // shards_of(weights.shape[0])) <= _VECTORISED_ELEMENTS:
         return jnp.sum(jax.vmap(one)(*xs), axis=0)
-    return sum_examples(lambda acc, x: (acc + one(*x), None), jnp.zeros(struct.shape, struct.dtype), xs)[0]
+    return sum_examples(lambda acc, x: (acc + one(*x), None), zeros_after(struct.shape, struct.dtype, weights), xs)[0]
 
 
 def few_at_a_time(fn: Callable, elements: int, *args: Any, room: int | None = None) -> Array:

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from jaxdp._late import zeros_after
 from jaxdp._shards import shards_of, sum_examples
+from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms import outer_squared_norm, probe_matrix
 from jaxdp.per_example._batching import chunk_size, few_at_a_time
@@ -136,7 +138,7 @@ class Convolved(Use):
             fold = lambda y: jnp.moveaxis(y, 0, -3).reshape(*y.shape[1:-2], -1, y.shape[-1])
             return total + jnp.einsum("...tp,...tc->...pc", fold(g), fold(a), precision=precision), None
 
-        return self._window.unfold(self._in_chunks(add, most, cts[0].dtype, (weights, x, cts[0]))[0])
+        return self._window.unfold(self._in_chunks(add, most, cts[0], (weights, x, cts[0]))[0])
 
     def _folded_gradient(self, weights: Float[Array, " batch"], x: Array, ct: Array) -> Array:
         """The convolution's own backward pass, over the batch folded into its batch dimension."""
@@ -185,22 +187,21 @@ class Convolved(Use):
             x, ct, rest = part
             found = jax.vmap(lambda x, ct: self._product(x, ct, precision))(x, ct)
             norms = jnp.sum(jnp.square(found), axis=tuple(range(1, found.ndim)))
-            weights = weigh(norms, rest).astype(found.dtype)
-            return total + jnp.einsum("b,b...->...", weights, found, precision="highest"), norms
+            return total + weighted_total(weigh(norms, rest), found), norms
 
         most = alive_elements() // max(1, self._alive(cts[0].shape[1:]))
-        total, norms = self._in_chunks(add, most, cts[0].dtype, (x, cts[0], rest))
+        total, norms = self._in_chunks(add, most, cts[0], (x, cts[0], rest))
         return norms.reshape(size), self._window.unfold(total)
 
     def _in_chunks(
-        self, add: Callable[[Array, Any], tuple[Array, Any]], most: int, dtype: Any, parts: Any
+        self, add: Callable[[Array, Any], tuple[Array, Any]], most: int, ct: Array, parts: Any
     ) -> tuple[Array, Any]:
         """`add(total, part) -> (total, found)` over parts of `most` examples, from zeros `[*groups, P, C]`."""
         size = jax.tree.leaves(parts)[0].shape[0]
         each = size // shards_of(size)
         chunk = chunk_size(each, most)
         groups, _, c, p = self.sizes((0,))
-        start = jnp.zeros((groups, p, c) if groups > 1 else (p, c), wide_dtype(dtype))
+        start = zeros_after((groups, p, c) if groups > 1 else (p, c), wide_dtype(ct.dtype), ct)
         if chunk == each:
             return add(start, parts)
         split = lambda x: x.reshape(size // chunk, chunk, *x.shape[1:])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide
 from jaxdp.norms import ANY_EXACT, NormChoice
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
@@ -185,7 +186,7 @@ class Elementwise(Use):
         """One reduction over the batch."""
         axes = {i: 0 if b else None for i, b in batched.items()}
         grads = jax.vmap(self.gradient, in_axes=(axes, 0))(operands, list(cts))
-        return jnp.einsum("b,b...->...", weights.astype(grads.dtype), grads, precision="highest")
+        return weighted_total(weights, grads)
 
 
 class Escaped(Elementwise):

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._late import zero_after
 from jaxdp._normals import standard_normal
 from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
@@ -141,7 +142,7 @@ def _with_noise(
         for start in range(0, len(members), count):
             chunk = members[start : start + count]
             # On a mesh reading an entry would send it to every device.
-            zero = _zero_after(noisy[last]) if sharding is None else jnp.zeros((), jnp.int32)
+            zero = zero_after(noisy[last]) if sharding is None else jnp.zeros((), jnp.int32)
             empty = jnp.broadcast_to(zero.astype(dtype), (len(chunk), *shape))
             rows = _rows(draw, keys[np.asarray(chunk)], empty, zero)
             for row, i in zip(_row_numbers(keys, len(chunk)), chunk, strict=True):
@@ -170,13 +171,6 @@ def _rows(
         keys = jnp.concatenate([keys, keys])
     step = lambda i, rows: jax.lax.dynamic_update_index_in_dim(rows, draw(keys[i]), i, 0)
     return jax.lax.fori_loop(0, count + more, step, empty)
-
-
-def _zero_after(x: Float[Array, "..."]) -> Int[Array, ""]:
-    """Zero, but the compiler does not know it before there is `x`: what is left of a number's bits, all shifted out."""
-    first = jnp.sum(jax.lax.slice(x, (0,) * x.ndim, tuple(min(1, n) for n in x.shape)))
-    bits = jax.lax.bitcast_convert_type(first, jnp.uint64 if x.dtype.itemsize == 8 else jnp.uint32)
-    return ((bits >> (8 * x.dtype.itemsize - 1)) >> 1).astype(jnp.int32)
 
 
 def _row_numbers(keys: Key[Array, " leaves"], count: int) -> list[Int[Array, ""]]:
