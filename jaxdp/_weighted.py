@@ -1,5 +1,7 @@
 """Weighted sums of rows, in the form that is quick to compile and to run for their number and size."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,7 +19,7 @@ def weighted_total(weights: Float[Array, " rows"], rows: Float[Array, "rows ..."
     XLA's CPU compiler compiles every product of a vector with a matrix by itself, equal elementwise kernels and
     reductions once, and fuses them with what is added to the sum. (Its reductions of many large rows are slow.)
     """
-    count, each = rows.shape[0], rows[0].size
+    count, each = rows.shape[0], math.prod(rows.shape[1:])
     weights = weights.astype(rows.dtype)
     if count <= _FEW_ROWS and shards_of(count) == 1:
         return sum((weights[i] * rows[i] for i in range(1, count)), start=weights[0] * rows[0])

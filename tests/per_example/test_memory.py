@@ -102,3 +102,21 @@ def test_a_use_without_a_rule_holds_few_gradients_at_a_time() -> None:
     batch = jax.ShapeDtypeStruct((64, 4, 512), jnp.float32)
     needed = temp_bytes(clipped_sum(lambda w, x: jnp.sum(jnp.square(product(x, w))), "ghost"), weight, batch)
     assert needed < 16 * weight.size * 4
+
+
+def test_sums_take_no_memory_before_their_gradients_are_there() -> None:
+    depth, width, length, size = 12, 512, 64, 16
+
+    def loss(p: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in p:
+            x = jnp.tanh(x @ w)
+        return jnp.sum(x)
+
+    def update(p: list[jax.Array], batch: jax.Array) -> list[jax.Array]:
+        return jax.tree.map(lambda w, g: w - g, p, clipped_sum(loss, "fused", "param")(p, batch))
+
+    params = [jax.ShapeDtypeStruct((width, width), jnp.float32)] * depth
+    batch = jax.ShapeDtypeStruct((size, length, width), jnp.float32)
+    activations = 4 * size * length * width * depth
+    # Sums (1 MB each) come as activations (2 MB each) go; a chunk of products and what is at work lie beside them.
+    assert temp_bytes(update, params, batch) < 1.5 * activations
