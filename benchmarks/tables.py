@@ -23,7 +23,7 @@ HEADERS = (
 )
 NOTES = (
     "Ratios are to the faster non-private step (marked *) of the same process; times are medians of interleaved runs.",
-    "(n): to the faster non-private step that draws the same noise, which leaves the cost of the clipping.",
+    "(n): to the faster non-private step that draws the same noise, which leaves the cost of clipping.",
     "temp: XLA's temporary allocation. FLOPs: matrix products and convolutions of the traced step, scan bodies times "
     "their length.",
     "speed-up: over jax_privacy's fastest microbatch size that needs no more temporary memory than the row.",
@@ -98,10 +98,11 @@ def machine_line(machine: dict[str, Any]) -> str:
 
 def markdown(workload: dict[str, Any], machine: dict[str, Any], settings: dict[str, Any]) -> str:
     """One workload as a Markdown table with what it was measured on."""
+    rounds = max((len(row["seconds"]["samples"]) for row in workload["rows"] if "seconds" in row), default=0)
     lines = [
         f"{heading(workload)}.",
         "",
-        f"{machine_line(machine)}; {settings['repeats']} rounds.",
+        f"{machine_line(machine)}; {rounds} rounds.",
         *(["", "**Shrunk shapes (`--scale tiny`): these numbers mean nothing.**"] * (settings["scale"] == "tiny")),
         "",
         "| " + " | ".join(HEADERS) + " |",

@@ -21,7 +21,7 @@ def weighted_total(weights: Float[Array, " rows"], rows: Float[Array, "rows ..."
     """
     count, each = rows.shape[0], math.prod(rows.shape[1:])
     weights = weights.astype(rows.dtype)
-    if count <= _FEW_ROWS and shards_of(count) == 1:
+    if 0 < count <= _FEW_ROWS and shards_of(count) == 1:
         return sum((weights[i] * rows[i] for i in range(1, count)), start=weights[0] * rows[0])
     if each <= _SMALL_ROW:
         flat = rows.reshape(count, each)

@@ -10,7 +10,7 @@ from jaxdp._shards import batch_sharded
 from jaxdp._weighted import weighted_total
 
 # Few rows, many small ones, many large ones: a form for each.
-SHAPES = [(1, 5), (16, 40, 40), (17, 3, 2), (64, 384), (33, 70, 80), (3,), (20,)]
+SHAPES = [(0, 5), (1, 5), (16, 40, 40), (17, 3, 2), (64, 384), (33, 70, 80), (3,), (20,)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
