@@ -251,3 +251,22 @@ def test_machine_facts_name_neither_host_nor_path():
     assert socket.gethostname() not in text.replace(machine.cpu_model(), "") or len(socket.gethostname()) < 4
     assert str(Path.home()) not in text and str(Path.cwd()) not in text
     assert machine.facts("float32")["cores"] >= 1
+
+
+def test_the_command_restarts_once_with_an_allocator_that_keeps_memory(monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(machine.os, "execve", lambda *given: started.append(given))
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(machine.sys, "orig_argv", ["python", "benchmarks/step_cost.py", "--repeats", "2"])
+    for name in ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(name, raising=False)
+    machine.keep_freed_memory()
+    ((program, arguments, environment),) = started
+    assert arguments == [program, "benchmarks/step_cost.py", "--repeats", "2"]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    machine.keep_freed_memory()
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
+    machine.keep_freed_memory()
+    assert len(started) == 1
