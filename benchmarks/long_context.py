@@ -250,4 +250,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    machine.keep_freed_memory()
     sys.exit(main())

@@ -212,4 +212,5 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    machine.keep_freed_memory()
     main()
