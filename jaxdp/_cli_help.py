@@ -4,7 +4,8 @@ import typing
 
 from pydantic import BaseModel
 
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 
 _INTRODUCTION = """\
 The file has the sections below. Every field can be changed for one run as --section.field value, and in a phase as

@@ -15,7 +15,7 @@ from jaxdp import models
 from jaxdp.norms import _costs as rates
 from jaxdp.per_example import _check
 from jaxdp.per_example._costs import runs, sum_of_use
-from jaxdp.per_example._plan import Traced, trace
+from jaxdp.per_example._traced import Traced, trace
 
 PyTree = Any
 

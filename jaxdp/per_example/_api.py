@@ -18,10 +18,10 @@ from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._placement import Placement, check_sizes
-from jaxdp.per_example._plan import Traced, trace, zero_total
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import Projection, check_projection, project_stacked
 from jaxdp.per_example._rules import check_rules
+from jaxdp.per_example._traced import Traced, trace, zero_total
 
 PyTree = Any
 Method = Literal["auto", "fused", "bookkeeping", "ghost", "materialize"]

@@ -14,11 +14,12 @@ from jaxdp.per_example._families import finish, group_norms
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._operand_views import OperandViews
-from jaxdp.per_example._plan import Assignment, Traced, assign, assign_norms, own_key, weight_of, zero_total
+from jaxdp.per_example._plan import Assignment, assign, assign_norms, own_key
 from jaxdp.per_example._probes import each_example_draws, probe_keys
 from jaxdp.per_example._projection import project_stacked
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Mode, Report
+from jaxdp.per_example._traced import Traced, weight_of, zero_total
 from jaxdp.per_example._values import ProbeKeys, Shadow
 from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
 

@@ -26,13 +26,14 @@ from jaxdp.per_example._costs import (
 from jaxdp.per_example._explanation import Explanation, PlannedUse, RankCost
 from jaxdp.per_example._families import Family, Member, adds_up, clipped_last
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, Traced, assign, factor_bytes, trace
+from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, assign, factor_bytes
 from jaxdp.per_example._prediction import MEAN_GRADIENTS, predict
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import MatrixAxes
 from jaxdp.per_example._rules import check_rules, primitive_of
 from jaxdp.per_example._sites import Site
 from jaxdp.per_example._taps import Mode
+from jaxdp.per_example._traced import Traced, trace
 from jaxdp.per_example._use import Elementwise
 
 PyTree = Any

@@ -1,154 +1,30 @@
-"""What is decided while tracing: where each leaf is used, and how each clipping group is reported and summed."""
+"""What is decided while tracing: how each clipping group is reported and summed."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxdp._wide import wide_dtype
-from jaxdp.norms import Randomized, Rule
-from jaxdp.per_example._check import example_structs, leaf_names
-from jaxdp.per_example._compat import dead_code_eliminated
+from jaxdp.norms import default_machine
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._convolved import Convolved
-from jaxdp.per_example._costs import norm_of_use
+from jaxdp.per_example._costs import kept_product, norm_of_use, sum_of_use
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, clipped_last, joins
 from jaxdp.per_example._groups import Groups
-from jaxdp.per_example._projection import Projection
-from jaxdp.per_example._rewrite import Rewriter
-from jaxdp.per_example._rules import Rules, check_choice, rules_of
 from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._taps import Key, Mode, Port
+from jaxdp.per_example._traced import Traced
 from jaxdp.per_example._use import Escaped
-from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
-
-PyTree = Any
+from jaxdp.per_example._values import Path
 
 # How much memory `method="auto"` lets factors take that wait for the end of the pass, as a multiple of the parameters'.
 # Training with Adam holds at least four times the parameters: parameters, gradients and two moments.
 FACTOR_ALLOWANCE = 1.0
 
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-    """The loss of one example as a jaxpr, and every use of every leaf.
-
-    Attributes:
-      closed: the jaxpr.
-      used: which of its inputs (leaves of the parameters, then of the example) it needs.
-      sites: all taps.
-      stacks: for each leaf, the leading axes that loops slice it along at all its uses.
-      rules: for leaves for which the user chose, how the norms at their uses are found.
-      randomized: the estimator of norms, where they need not be exact.
-      num_bytes: the parameters' size.
-      projections: for leaves whose gradients are found in a subspace, which one.
-      parts: for leaves that several devices hold, in how many parts along each axis.
-    """
-
-    closed: Any
-    used: list[bool]
-    sites: dict[Key, Site]
-    stacks: tuple[tuple[int, ...], ...]
-    rules: dict[int, Rule]
-    randomized: Randomized | None
-    num_bytes: int
-    projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
-    parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-    def sites_of(self, leaf: int) -> dict[Key, Site]:
-        """The uses of one leaf."""
-        return {key: site for key, site in self.sites.items() if site.leaf == leaf}
-
-    def evaluate(self, rewriter: Rewriter, weights: Sequence[Weight], example: PyTree) -> tuple[Any, dict[Key, Any]]:
-        """The loss of one example, and what its taps emit."""
-        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False) for x in jax.tree.leaves(example))]
-        live = [x for x, u in zip(inputs, self.used, strict=True) if u]
-        outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, live, ())
-        (value,), more = rewriter.escape_all(outs, ())
-        return value.value, emitted | more
-
-
-def loss_jaxpr(loss: Callable, params: PyTree, example: PyTree) -> tuple[Any, list[bool]]:
-    """The jaxpr of one example's loss, and which of its inputs (leaves of params, then of the example) it uses."""
-    return dead_code_eliminated(jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example))
-
-
-def weight_of(leaf: int, value: Array, shadow: Shadow) -> Weight:
-    """A parameter as the rewriter's input."""
-    shape = jnp.shape(value)
-    return Weight(
-        value=value,
-        shadows={leaf: shadow},
-        isometric=True,
-        box=tuple((0, n) for n in shape),
-        aligned=True,
-        axes=tuple(range(len(shape))),
-        leaf_shape=shape,
-        stack=(),
-        steady=True,
-        cuts=(),
-    )
-
-
-def zero_total(leaf: Array, projection: Projection | None = None) -> Array:
-    """What a weighted sum is the cotangent of."""
-    shape = jnp.shape(leaf)
-    return jnp.zeros(shape if projection is None else projection.shape(shape), wide_dtype(leaf.dtype))
-
-
-def trace(
-    loss: Callable,
-    params: PyTree,
-    batch: PyTree,
-    rules: Rules | None = None,
-    randomized: Randomized | None = None,
-    projections: dict[int, Projection] | None = None,
-    parts: dict[int, tuple[int, ...]] | None = None,
-) -> Traced:
-    """Trace the loss of one example and find every use of every leaf."""
-    example = example_structs(batch)
-    closed, used = loss_jaxpr(loss, params, example)
-    leaves = jax.tree.leaves(params)
-    names = leaf_names(params, "params")
-    num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
-    subspaces = projections or {}
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {})
-    rewriter = Rewriter(
-        {},
-        {},
-        sites=traced.sites,
-        rules=traced.rules,
-        randomized=randomized,
-        projections=subspaces,
-        parts=traced.parts,
-    )
-
-    def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros((), jnp.float32), basis=p and p.matrix)
-        weights = [weight_of(i, x, shadow(x, subspaces.get(i))) for i, x in enumerate(leaves)]
-        return traced.evaluate(rewriter, weights, example)[0]
-
-    jax.eval_shape(look, leaves, example)
-    stacks = []
-    for leaf, name in enumerate(names):
-        found = {site.stack for site in traced.sites.values() if site.leaf == leaf}
-        if not found:
-            raise unreached(name)
-        stacks.append(found.pop() if len(found) == 1 else ())
-    check_choice(rules, names, list(traced.sites.values()))
-    return dataclasses.replace(traced, stacks=tuple(stacks))
-
-
-def unreached(name: str) -> ValueError:
-    """The error for a parameter without a gradient."""
-    return ValueError(
-        f"{name} does not reach the loss, so its gradient is always zero: leave it out of params "
-        "(close over it in the loss), or it would be trained on noise alone."
-    )
+# How much larger than its factors a gradient of a matrix may be that is kept instead of them to save work. Factors keep
+# a layer's input until the end of the pass, gradients let it go: at this ratio neither needs more memory (measured).
+_MORE = 1.5
 
 
 class Assignment(NamedTuple):
@@ -206,7 +82,7 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, kee
             modes.update(dict.fromkeys(leaves, Mode.REPORT))
             last = clipped_last(_family(traced, groups, leaves, body, modes)[0])
             for leaf in leaves:
-                if (last is None or leaf != last.leaf) and _product_is_smaller(traced, leaf, body):
+                if (last is None or leaf != last.leaf) and _keeps_product(traced, leaf, body):
                     modes[leaf] = Mode.PRODUCT
             closings.setdefault(body, []).append(_family(traced, groups, leaves, body, modes)[0])
             continue
@@ -217,8 +93,8 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, kee
                 # Outside loops and checkpoints a second pass has XLA keep the factors, too.
                 here = at_the_end != "ghost" or not (sites[0].loops or sites[0].remat)
                 # A smaller group may be complete early; XLA then drops what was reported for it.
-                held = at_the_end != "ghost" and len(leaves) == len(groups.of_leaf)
-                if keep_products and here and _product_is_smaller(traced, leaf, None, held):
+                flat = len(leaves) == len(groups.of_leaf)
+                if keep_products and here and _keeps_product(traced, leaf, None, flat, at_the_end != "ghost"):
                     modes[leaf] = Mode.PRODUCT
             else:
                 modes[leaf] = Mode.REPORT if joins(sites) else Mode.OWN
@@ -276,21 +152,32 @@ def _steps_add_up(sites: Sequence[Site], body: Path | None) -> bool:
     return adds_up(sites, [steps(site) for site in sites])
 
 
-def _product_is_smaller(traced: Traced, leaf: int, body: Path | None, held: bool = False) -> bool:
-    """Whether an example's gradient of a leaf, from which its exact norm is found, is smaller than its factors.
+def _keeps_product(traced: Traced, leaf: int, body: Path | None, flat: bool = False, one_pass: bool = True) -> bool:
+    """Whether an example's gradient of a leaf, from which its exact norm is found, is kept instead of its factors.
 
-    `held` says that one of the two is held until the end of the only pass, for a norm over everything.
+    It is where it is smaller. `flat` says that one of the two is held until the end, for a norm over everything.
     """
     sites = list(traced.sites_of(leaf).values())
     site = sites[0]
     if len(sites) > 1 or not isinstance(site.use, Contracted | Convolved) or not site.use.factor_operands:
         return False
-    # A gradient that is held anyway has its exact norm for nothing, also where norms may be estimated.
-    free = ("product", "Hutchinson", "Hutch++") if held else ("product",)
-    if not _steps_add_up(sites, body) or norm_of_use(site).rule not in free:
+    if not _steps_add_up(sites, body):
         return False
+    norm = norm_of_use(site)
+    # A gradient that is held anyway has its exact norm for nothing, also where norms may be estimated.
+    free = ("product", "Hutchinson", "Hutch++") if flat and one_pass else ("product",)
     factors = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*site.operands.values(), *site.cts))
-    return math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize < factors
+    gradient = math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize
+    if norm.rule in free and gradient < factors:
+        return True
+    # Not for convolutions, whose inputs are small beside what they are multiplied as. And what a loop or a checkpoint
+    # would let go is held for clipping alone, and shall be as small as it can be.
+    if not flat or not isinstance(site.use, Contracted) or site.loops or site.remat:
+        return False
+    if site.use.choice.rule == "gram" or norm.rule not in ("product", "Gram"):
+        return False
+    seconds = default_machine().seconds
+    return gradient <= _MORE * factors and seconds(kept_product(site).cost) < seconds(norm.cost + sum_of_use(site))
 
 
 def _family(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp.norms import Randomized
-from jaxdp.per_example._plan import Traced
+from jaxdp.per_example._traced import Traced
 from jaxdp.per_example._values import ProbeKeys
 
 

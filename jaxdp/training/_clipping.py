@@ -11,7 +11,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import norms, transforms
 from jaxdp.per_example import Blocks, resolve_groups
-from jaxdp.training._config import ClippingConfig, Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._config_privacy import ClippingConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._shapes import trained_shapes
 from jaxdp.transforms._adaptive import Indicators

@@ -2,22 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from jaxdp.training._config_fields import Count, NotNegative, Positive, Selection
-from jaxdp.training._config_fields import Section as _Section
+from jaxdp.training._config_fields import Count, NotNegative, Positive, Section, Selection
+from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._config_privacy import ClippingConfig, DenoiseConfig, PrivacyConfig, SubspaceConfig
 from jaxdp.training._config_task import (
-    NAMED_SOURCES,
     LoraConfig,
     NetworkConfig,
     SamplesConfig,
     TaskConfig,
-    TaskKind,
     check_task,
 )
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """`[data]`: what is trained on."""
 
     source: str = Field(
@@ -45,7 +44,7 @@ class DataConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """`[model]`: what is trained."""
 
     path: str = Field(
@@ -71,200 +70,7 @@ class ModelConfig(_Section):
     feature_scale: Positive = Field(1.0, description="a public constant that multiplies the features")
 
 
-class PrivacyConfig(_Section):
-    """`[privacy]`: the guarantee."""
-
-    enabled: bool = Field(True, description="false trains a baseline WITHOUT any guarantee")
-    epsilon: Positive | None = Field(None, description="the budget of the whole run; the noise is calibrated to it")
-    noise_multiplier: Positive | None = Field(None, description="the noise itself, instead of epsilon")
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="the guarantee's delta")
-    accountant: Literal["pld", "rdp"] = Field("pld", description='"pld" (tight) or "rdp"')
-
-    @model_validator(mode="after")
-    def _one_of_epsilon_and_noise(self) -> "PrivacyConfig":
-        if self.enabled and self.epsilon is None and self.noise_multiplier is None:
-            raise ValueError(
-                "privacy.epsilon is missing: give it, or privacy.noise_multiplier, or set privacy.enabled = false "
-                "for a baseline without a guarantee."
-            )
-        if self.epsilon is not None and self.noise_multiplier is not None:
-            raise ValueError(
-                "privacy.epsilon and privacy.noise_multiplier are both given, and each one determines the other: "
-                "remove one of them."
-            )
-        return self
-
-
-class ClippingConfig(_Section):
-    """`[clipping]`: how the influence of one example is bounded."""
-
-    max_norm: Positive = Field(1.0, description="clipping norm of one example's gradient")
-    groups: Literal["all", "layer", "param"] | Count = Field(
-        "all",
-        description='what has a norm of its own: "all" together, each "layer" (module), each "param", or so many '
-        "blocks of modules",
-    )
-    rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
-    normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
-    norm: Literal["exact", "hutchinson", "hutch++"] = Field(
-        "exact", description="how norms are found: exactly, or where that is cheaper estimated from random probes"
-    )
-    probes: Annotated[int, Field(ge=8)] = Field(
-        64, description="random probes of an estimated norm: fewer cost less and ask for more noise"
-    )
-    sketch: Count = Field(16, description='columns of the sketch of norm = "hutch++"')
-    sharing: Literal["batch", "example"] = Field(
-        "batch", description="whether all examples of a batch share the probes; its own for each needs less noise"
-    )
-    adaptive: bool = Field(
-        False, description="move the thresholds from max_norm on to a quantile of the norms, found within the budget"
-    )
-    target_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="share of the examples whose norm adaptive thresholds shall exceed"
-    )
-    threshold_rate: Positive = Field(0.2, description="learning rate of the adaptive thresholds' logarithms")
-    indicator_noise: Positive | None = Field(
-        None,
-        description="std of the noise on the count of examples below each adaptive threshold; a twentieth of the batch "
-        "times the root of the number of groups if not given",
-    )
-    floor: Positive = Field(1e-6, description="no adaptive threshold falls below it")
-    noise_shape: Literal["isotropic", "equal_budget"] = Field(
-        "isotropic", description="the same noise everywhere, or in proportion to each group's adaptive threshold"
-    )
-
-    @model_validator(mode="after")
-    def _adapts_what_it_can(self) -> "ClippingConfig":
-        if self.adaptive and self.norm != "exact":
-            raise ValueError(
-                f'clipping.adaptive is true with norm = "{self.norm}", and the two on the same examples have not been '
-                'analysed: use norm = "exact", or leave adaptive out.'
-            )
-        if self.noise_shape == "equal_budget" and not (self.adaptive and self.groups != "all"):
-            raise ValueError(
-                'clipping.noise_shape = "equal_budget" differs from "isotropic" only between groups of different '
-                'thresholds: set adaptive = true and groups other than "all", or remove it.'
-            )
-        return self
-
-
-class DenoiseConfig(_Section):
-    """`[denoise]`: singular values of the noisy gradient matrices, shrunk; it costs no privacy."""
-
-    enabled: bool = Field(False, description="denoise every matrix that a phase trains, before the update rule")
-    mode: Literal["keep_bulk", "shrink"] = Field(
-        "keep_bulk", description='"keep_bulk" weighs down what does not stand out, "shrink" drops it'
-    )
-    method: Literal["auto", "gram", "subspace"] = Field(
-        "auto", description='"gram" (exact), "subspace" (the leading triplets, from step to step), or by size'
-    )
-    gate: Literal["cosine", "tracy_widom"] | Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
-        "cosine", description="from where on a singular value is signal, or a ratio to the edge of the noise"
-    )
-    norm_correct: bool = Field(True, description="keep the norm of each matrix")
-    width: Count = Field(8, description='singular triplets of the "subspace" method')
-    spectrum: str | None = Field(
-        None,
-        description="the parameter whose singular values `jaxdp report --spectrum` draws; the largest if not given",
-    )
-
-
-class SubspaceConfig(_Section):
-    """`[subspace]`: in which space gradients are clipped and noise is added."""
-
-    method: Literal["none", "grape", "zeroth_order"] = Field(
-        "none",
-        description='"none" (all parameters), "grape" (random subspaces of matrices) or "zeroth_order" (differences of '
-        "two losses, no backward pass)",
-    )
-    phases: tuple[str, ...] | None = Field(
-        None, description="names of the phases that train so; all if not given, and the others in the full space"
-    )
-    rank: Count = Field(16, description="dimension of the subspaces of grape")
-    refresh_every: Count = Field(100, description="steps that one subspace of grape lasts")
-    projection: Literal["gaussian", "orthonormal"] = Field("gaussian", description="the subspaces' bases")
-    directions: Count = Field(1, description="random directions of a step of zeroth_order")
-    scale: Positive = Field(1e-3, description="length of the step along a direction that zeroth_order takes")
-
-
-class PhaseConfig(_Section):
-    """`[[phase]]`: one stretch of training; all phases share the budget."""
-
-    name: str = Field("", description="a word for logs and for overrides; by default what is trained")
-    train: Selection = Field(
-        "", description='"head", "bias", "lora", "last:2", "all", or a list of patterns of parameter paths'
-    )
-    steps: Count = Field(description="number of updates")
-    batch_size: Positive | Literal["full"] = Field(
-        description='expected number of examples in a Poisson batch, or "full" for all of them at every step'
-    )
-    padded_batch_size: Count | None = Field(None, description="room for a drawn batch; chosen if not given")
-    microbatch_size: Count | None = Field(
-        None, description="examples worked on at a time, which sets the memory; the whole batch if not given"
-    )
-    features: Literal["cached", "live"] = Field(
-        "live", description='"cached" runs what lies below the trained part once and keeps its outputs'
-    )
-    features_dtype: Literal["float32", "float16"] = Field(
-        "float32", description="in which the stored outputs of a decoder's frozen layers are kept"
-    )
-    noise_weight: Positive = Field(
-        1.0, description="the phase's noise multiplier relative to the other phases' (more noise costs less budget)"
-    )
-    max_norm: Positive | None = Field(None, description="the phase's own clipping norm")
-    optimizer: Literal["adam", "adamw", "sgd", "adam_corrected"] = Field(
-        "adam", description='the update rule; "adam_corrected" takes the noise\'s variance off the second moment'
-    )
-    learning_rate: Positive = Field(description="its learning rate, the peak of the schedule")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it decays to zero")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="steps over which it rises from zero")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.999), description="decay rates of Adam's moments"
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="momentum of sgd")
-    weight_decay: NotNegative = Field(0.0, description="decoupled weight decay (adamw)")
-    evaluations: Count = Field(10, description="number of evaluations on the held-out data during the phase")
-
-    @field_validator("train")
-    @classmethod
-    def _known_selection(cls, train: Selection) -> Selection:
-        if train == ():
-            raise ValueError('%FIELD% is []: name at least one pattern of parameter paths, such as "head/*".')
-        if isinstance(train, tuple) or train in ("", "all", "bias", "head", "lora"):
-            return train
-        kind, _, count = train.partition(":")
-        if kind == "last" and count.isdigit() and int(count) >= 1:
-            return train
-        raise ValueError(
-            f'%FIELD% is "{train}": use "head", "bias", "lora", "all", "last:N" with N encoder layers, '
-            "or a list of patterns of parameter paths."
-        )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "PhaseConfig":
-        if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"%FIELD%.warmup_steps is {self.warmup_steps} of {self.steps} steps: make it less than steps."
-            )
-        if self.weight_decay and self.optimizer != "adamw":
-            raise ValueError(
-                f'%FIELD%.weight_decay has no meaning for optimizer = "{self.optimizer}": use "adamw" or remove it.'
-            )
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError(
-                f'%FIELD%.momentum has no meaning for optimizer = "{self.optimizer}": use betas, or "sgd".'
-            )
-        if self.batch_size == "full" and self.padded_batch_size is not None:
-            raise ValueError('%FIELD%.padded_batch_size has no meaning with batch_size = "full": remove it.')
-        if self.padded_batch_size is not None and self.batch_size > self.padded_batch_size:  # pyright: ignore
-            raise ValueError(
-                f"%FIELD%.padded_batch_size is {self.padded_batch_size}, below the expected batch_size of "
-                f"{self.batch_size:g}: make it larger, or remove it and let it be chosen."
-            )
-        return self
-
-
-class MeshConfig(_Section):
+class MeshConfig(Section):
     """`[mesh]`: over how many devices a run is cut, and how."""
 
     data: Count | Literal["rest"] = Field(
@@ -291,7 +97,7 @@ class MeshConfig(_Section):
         return (self.data, self.fsdp, self.tensor) == (1, 1, 1)
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """`[log]`: what is written while training."""
 
     checkpoint_seconds: NotNegative = Field(60.0, description="time between checkpoints; 0 saves after every step")
@@ -300,7 +106,7 @@ class LogConfig(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """A whole configuration file."""
 
     task: TaskConfig = TaskConfig()  # pyright: ignore[reportCallIssue]
@@ -408,6 +214,3 @@ class Config(_Section):
     def total_steps(self) -> int:
         """Updates of all phases."""
         return sum(phase.steps for phase in self.phase)
-
-
-__all__ = ["NAMED_SOURCES", "Config", "DataConfig", "ModelConfig", "PhaseConfig", "TaskKind"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pydantic
 
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
 _WANTED = {

@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import models
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._features import batch_size, by_length, write
 from jaxdp.training._split_model import Params, fingerprint

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset, load_dataset
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import data, models
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import LIMIT_SEED, model_directory
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel

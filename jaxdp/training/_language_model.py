@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models, sampling
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._records import load_records, tokenised

@@ -10,7 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jaxdp import parallel, sampling
-from jaxdp.training._config import MeshConfig, PhaseConfig
+from jaxdp.training._config import MeshConfig
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
 PyTree = Any

@@ -10,7 +10,8 @@ from jaxtyping import PRNGKeyArray
 from jaxdp import transforms
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.training._clipping import GroupNames, private_mean
-from jaxdp.training._config import ClippingConfig, DenoiseConfig, PhaseConfig, SubspaceConfig
+from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._config_privacy import ClippingConfig, DenoiseConfig, SubspaceConfig
 from jaxdp.training._spectrum import watch
 from jaxdp.training._subspace import in_subspace
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from jaxdp import data, models
 from jaxdp.training._classifier import Classifier, Example
-from jaxdp.training._config import PhaseConfig
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset
 from jaxdp.training._errors import UserError
 from jaxdp.training._features import batch_size, by_length, frozen_outputs

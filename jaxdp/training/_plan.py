@@ -11,7 +11,8 @@ import dp_accounting
 
 from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec, counted_groups, noise_on_the_sum
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._mesh import mesh_of, sharded_sampler
 

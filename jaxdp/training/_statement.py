@@ -6,7 +6,9 @@ import dp_accounting
 
 from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec
-from jaxdp.training._config import NAMED_SOURCES, ClippingConfig, Config
+from jaxdp.training._config import Config
+from jaxdp.training._config_privacy import ClippingConfig
+from jaxdp.training._config_task import NAMED_SOURCES
 from jaxdp.training._plan import PhasePlan, Plan
 
 PRIVATE_METRICS = ("train_loss", "batch_size", "clipped_share")

@@ -7,7 +7,9 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import transforms
 from jaxdp.per_example._prediction import MEAN_GRADIENTS
-from jaxdp.training._config import Config, PhaseConfig, SubspaceConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._config_privacy import SubspaceConfig
 from jaxdp.training._shapes import trained_shapes
 
 

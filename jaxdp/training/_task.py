@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array
 
-from jaxdp.training._config import PhaseConfig, TaskKind
+from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._config_task import TaskKind
 from jaxdp.training._split_model import Params
 
 Progress = Callable[[int, int], None]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxdp import models
 from jaxdp.training._classifier import Classifier
-from jaxdp.training._config import PhaseConfig
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset
 from jaxdp.training._phase_data import check_phases, make_evaluation, make_phase_data
 from jaxdp.training._split_model import Params

@@ -7,7 +7,8 @@ import pytest
 
 from jaxdp import accounting, training, transforms
 from jaxdp.cli import main
-from jaxdp.training._config import Config, PhaseConfig
+from jaxdp.training._config import Config
+from jaxdp.training._config_phase import PhaseConfig
 from tests.training.small import head_only
 
 

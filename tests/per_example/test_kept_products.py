@@ -10,8 +10,9 @@ import pytest
 import jaxdp
 from jaxdp.norms import Hutchinson, NormChoice
 from jaxdp.per_example import resolve_groups
-from jaxdp.per_example._plan import assign, assign_norms, trace
+from jaxdp.per_example._plan import assign, assign_norms
 from jaxdp.per_example._taps import Mode
+from jaxdp.per_example._traced import trace
 
 BATCH, LENGTH, WIDTH = 4, 9, 3
 
@@ -84,3 +85,36 @@ def test_gradients_that_are_held_to_the_end_anyway_have_exact_norms(monkeypatch:
     grads = jaxdp.per_example_grad(loss, method="bookkeeping")(params, batch)
     run = lambda key: grads.clipped_sum_and_norms(lambda sq: jnp.minimum(1.0, 0.7 / sq), "all", None, norm, key)[1]
     np.testing.assert_allclose(jax.jit(run)(jax.random.key(1))[:, 0], grads.squared_norms(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rules", "checkpointed", "kept"),
+    [
+        ((192, 192), None, False, True),  # half as large again as its factors, and less work than Gram matrices
+        ((192, 256), None, False, False),  # larger
+        ((192, 192), {"*kernel*": "gram"}, False, False),
+        ((192, 192), None, True, False),  # nothing of a checkpoint would be alive at the end
+    ],
+)
+@pytest.mark.parametrize("method", ["ghost", "bookkeeping"])
+def test_somewhat_larger_gradients_are_held_where_that_saves_work(
+    kernel: tuple[int, int], rules: Any, checkpointed: bool, kept: bool, method: str
+) -> None:
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        layer = lambda x: jnp.tanh(x @ params["kernel"])
+        return jnp.sum((jax.checkpoint(layer) if checkpointed else layer)(x) @ params["head"])
+
+    draw = lambda i, *shape: 0.1 * jax.random.normal(jax.random.key(i), shape)
+    params, batch = {"head": draw(0, kernel[1], 2), "kernel": draw(1, *kernel)}, draw(2, 3, 64, 192)
+    traced = trace(lambda p, x: (loss(p, x), ()), params, batch, rules)
+    modes = assign(traced, resolve_groups("all", params, traced.stacks), method, 3).modes
+    assert (modes[1] is Mode.PRODUCT) == kept
+    assert assign(traced, resolve_groups("param", params, traced.stacks), method, 3).modes[1] is not Mode.PRODUCT
+
+    def found(method: Any, rules: Any = None) -> Any:
+        grads = jaxdp.per_example_grad(loss, method=method, rules=rules)(params, batch)
+        return grads.clipped_sum_and_norms(lambda sq: jnp.minimum(1.0, 0.7 * jax.lax.rsqrt(sq)))
+
+    ours, reference = jax.jit(lambda: found(method, rules))(), jax.jit(lambda: found("materialize"))()
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)

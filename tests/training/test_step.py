@@ -10,7 +10,7 @@ import pytest
 
 from jaxdp import sampling, transforms
 from jaxdp.training import TrainState, make_step
-from jaxdp.training._config import PhaseConfig
+from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._optimizer import learning_rate_schedule
 
 N, D = 60, 3

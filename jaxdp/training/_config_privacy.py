@@ -1,0 +1,123 @@
+"""Configuration of what makes a run private: the guarantee, clipping, and what is done to noisy gradients."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jaxdp.training._config_fields import Count, Positive, Section
+
+
+class PrivacyConfig(Section):
+    """`[privacy]`: the guarantee."""
+
+    enabled: bool = Field(True, description="false trains a baseline WITHOUT any guarantee")
+    epsilon: Positive | None = Field(None, description="the budget of the whole run; the noise is calibrated to it")
+    noise_multiplier: Positive | None = Field(None, description="the noise itself, instead of epsilon")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="the guarantee's delta")
+    accountant: Literal["pld", "rdp"] = Field("pld", description='"pld" (tight) or "rdp"')
+
+    @model_validator(mode="after")
+    def _one_of_epsilon_and_noise(self) -> "PrivacyConfig":
+        if self.enabled and self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError(
+                "privacy.epsilon is missing: give it, or privacy.noise_multiplier, or set privacy.enabled = false "
+                "for a baseline without a guarantee."
+            )
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                "privacy.epsilon and privacy.noise_multiplier are both given, and each one determines the other: "
+                "remove one of them."
+            )
+        return self
+
+
+class ClippingConfig(Section):
+    """`[clipping]`: how the influence of one example is bounded."""
+
+    max_norm: Positive = Field(1.0, description="clipping norm of one example's gradient")
+    groups: Literal["all", "layer", "param"] | Count = Field(
+        "all",
+        description='what has a norm of its own: "all" together, each "layer" (module), each "param", or so many '
+        "blocks of modules",
+    )
+    rule: Literal["flat", "auto_s", "auto_v"] = Field("flat", description="the clipping function")
+    normalize: bool = Field(True, description="divide by max_norm, so that the learning rate does not depend on it")
+    norm: Literal["exact", "hutchinson", "hutch++"] = Field(
+        "exact", description="how norms are found: exactly, or where that is cheaper estimated from random probes"
+    )
+    probes: Annotated[int, Field(ge=8)] = Field(
+        64, description="random probes of an estimated norm: fewer cost less and ask for more noise"
+    )
+    sketch: Count = Field(16, description='columns of the sketch of norm = "hutch++"')
+    sharing: Literal["batch", "example"] = Field(
+        "batch", description="whether all examples of a batch share the probes; its own for each needs less noise"
+    )
+    adaptive: bool = Field(
+        False, description="move the thresholds from max_norm on to a quantile of the norms, found within the budget"
+    )
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="share of the examples whose norm adaptive thresholds shall exceed"
+    )
+    threshold_rate: Positive = Field(0.2, description="learning rate of the adaptive thresholds' logarithms")
+    indicator_noise: Positive | None = Field(
+        None,
+        description="std of the noise on the count of examples below each adaptive threshold; a twentieth of the batch "
+        "times the root of the number of groups if not given",
+    )
+    floor: Positive = Field(1e-6, description="no adaptive threshold falls below it")
+    noise_shape: Literal["isotropic", "equal_budget"] = Field(
+        "isotropic", description="the same noise everywhere, or in proportion to each group's adaptive threshold"
+    )
+
+    @model_validator(mode="after")
+    def _adapts_what_it_can(self) -> "ClippingConfig":
+        if self.adaptive and self.norm != "exact":
+            raise ValueError(
+                f'clipping.adaptive is true with norm = "{self.norm}", and the two on the same examples have not been '
+                'analysed: use norm = "exact", or leave adaptive out.'
+            )
+        if self.noise_shape == "equal_budget" and not (self.adaptive and self.groups != "all"):
+            raise ValueError(
+                'clipping.noise_shape = "equal_budget" differs from "isotropic" only between groups of different '
+                'thresholds: set adaptive = true and groups other than "all", or remove it.'
+            )
+        return self
+
+
+class DenoiseConfig(Section):
+    """`[denoise]`: singular values of the noisy gradient matrices, shrunk; it costs no privacy."""
+
+    enabled: bool = Field(False, description="denoise every matrix that a phase trains, before the update rule")
+    mode: Literal["keep_bulk", "shrink"] = Field(
+        "keep_bulk", description='"keep_bulk" weighs down what does not stand out, "shrink" drops it'
+    )
+    method: Literal["auto", "gram", "subspace"] = Field(
+        "auto", description='"gram" (exact), "subspace" (the leading triplets, from step to step), or by size'
+    )
+    gate: Literal["cosine", "tracy_widom"] | Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        "cosine", description="from where on a singular value is signal, or a ratio to the edge of the noise"
+    )
+    norm_correct: bool = Field(True, description="keep the norm of each matrix")
+    width: Count = Field(8, description='singular triplets of the "subspace" method')
+    spectrum: str | None = Field(
+        None,
+        description="the parameter whose singular values `jaxdp report --spectrum` draws; the largest if not given",
+    )
+
+
+class SubspaceConfig(Section):
+    """`[subspace]`: in which space gradients are clipped and noise is added."""
+
+    method: Literal["none", "grape", "zeroth_order"] = Field(
+        "none",
+        description='"none" (all parameters), "grape" (random subspaces of matrices) or "zeroth_order" (differences of '
+        "two losses, no backward pass)",
+    )
+    phases: tuple[str, ...] | None = Field(
+        None, description="names of the phases that train so; all if not given, and the others in the full space"
+    )
+    rank: Count = Field(16, description="dimension of the subspaces of grape")
+    refresh_every: Count = Field(100, description="steps that one subspace of grape lasts")
+    projection: Literal["gaussian", "orthonormal"] = Field("gaussian", description="the subspaces' bases")
+    directions: Count = Field(1, description="random directions of a step of zeroth_order")
+    scale: Positive = Field(1e-3, description="length of the step along a direction that zeroth_order takes")
