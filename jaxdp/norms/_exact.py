@@ -98,25 +98,22 @@ def _lost_squares(aa: Float[Array, "*k"], gg: Float[Array, "*k"], a_size: int, g
     return _SMALLEST_SQUARE * g_size * aa + _SMALLEST_SQUARE * a_size * gg
 
 
-def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
-    """Over a batch, as many examples at a time as have few elements alive; `elements` of one example, by its shapes."""
+def _over_batch(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
+    """A batch at once where few `elements` (of one example, by its factors) are alive, otherwise in a loop."""
 
-    def wrap(norms: Callable[..., Any]) -> Callable[..., Any]:
-        @CustomBatching
-        def one(*factors: Array) -> Any:
-            return jax.tree.map(lambda x: x[0], norms(*(x[None] for x in factors)))
+    def wrap(norm: Callable[..., Any]) -> Callable[..., Any]:
+        one = CustomBatching(norm)
 
         @one.def_vmap
         def _(axis_size: int, in_batched: Sequence[bool], *factors: Array) -> tuple[Any, Any]:
             full = lambda x: jnp.broadcast_to(x, (axis_size, *x.shape))
             factors = tuple(x if b else full(x) for x, b in zip(factors, in_batched, strict=True))
-            room = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS)
-            chunk = max(1, room // elements(*(x.shape[1:] for x in factors)))
-            if chunk >= axis_size // shards_of(axis_size):
-                found = norms(*factors)
+            room, alive = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS), elements(*(x.shape[1:] for x in factors))
+            if alive * (axis_size // shards_of(axis_size)) <= room:
+                found = jax.vmap(norm)(*factors)
             else:
-                each = lambda xs: jax.tree.map(lambda x: x[0], norms(*(x[None] for x in xs)))
-                found = map_examples(each, factors, batch_size=chunk)
+                chunk = None if _on_cpu() else max(1, room // alive)
+                found = map_examples(lambda each: norm(*each), factors, batch_size=chunk)
             return found, jax.tree.map(lambda _: True, found)
 
         return one
@@ -124,15 +121,29 @@ def _together(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
     return wrap
 
 
-@_together(lambda a, g: a[0] * a[2] * g[2])
-def _product_squared_norm(a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]) -> Float[Array, " b"]:
-    return jnp.sum(jnp.square(full_product("bktc,bktp->bkcp", a, g)), axis=(1, 2, 3))
+def _on_cpu() -> bool:
+    """Whether products of one example are the fastest: by XLA's CPU compiler those of several take up to 4 times as
+    long, once their factors or results are in no cache."""
+    return jax.default_backend() == "cpu"
 
 
-@_together(lambda a, g: 2 * math.prod(a[:-1]) * a[-2])
+def _gram_elements(a: tuple[int, ...], g: tuple[int, ...]) -> int:
+    matrices = 2 * math.prod(a[:-1]) * a[-2]
+    # Factors count for half, as they are only read.
+    return max(matrices, math.prod(a) // 2, math.prod(g) // 2) if _on_cpu() else matrices
+
+
+@_over_batch(lambda a, g: a[0] * a[2] * g[2])
+def _product_squared_norm(a: Float[Array, "k t c"], g: Float[Array, "k t p"]) -> Float[Array, ""]:
+    # As below, without an axis of length one.
+    spec, factors = ("ktc,ktp->kcp", (a, g)) if a.shape[0] > 1 else ("tc,tp->cp", (a[0], g[0]))
+    return jnp.sum(jnp.square(full_product(spec, *factors)))
+
+
+@_over_batch(_gram_elements)
 def _gram_sums(
-    a: Float[Array, "b *k t c"], g: Float[Array, "b *k t p"]
-) -> tuple[Float[Array, " b"], Float[Array, "b *k"], Float[Array, "b *k"]]:
+    a: Float[Array, "*k t c"], g: Float[Array, "*k t p"]
+) -> tuple[Float[Array, ""], Float[Array, "*k"], Float[Array, "*k"]]:
     """Inner product of A A^T and G G^T, and their traces: the factors' squared norms without reading them again."""
     aa = full_product("...rc,...tc->...rt", a, a)
     gg = full_product("...rp,...tp->...rt", g, g)
@@ -144,17 +155,17 @@ def _gram_sums(
     inner, a_trace, g_trace = jax.lax.reduce(
         (aa * gg, on_diagonal(aa), on_diagonal(gg)), (zero, zero, zero), add, (aa.ndim - 2, aa.ndim - 1)
     )
-    return jnp.sum(inner, axis=tuple(range(1, inner.ndim))), a_trace, g_trace
+    return jnp.sum(inner), a_trace, g_trace
 
 
-@_together(lambda x, y, a, g: 2 * a[0] * x[1] * a[1])
+@_over_batch(lambda x, y, a, g: 2 * a[0] * x[1] * a[1])
 def _gram_inner_product(
-    x: Float[Array, "b k r c"], y: Float[Array, "b k r p"], a: Float[Array, "b k t c"], g: Float[Array, "b k t p"]
-) -> Float[Array, " b"]:
+    x: Float[Array, "k r c"], y: Float[Array, "k r p"], a: Float[Array, "k t c"], g: Float[Array, "k t p"]
+) -> Float[Array, ""]:
     """Inner product of some rows of A A^T with those of G G^T."""
-    aa = full_product("bkrc,bktc->bkrt", x, a)
-    gg = full_product("bkrp,bktp->bkrt", y, g)
-    return jnp.sum(aa * gg, axis=(1, 2, 3))
+    aa = full_product("krc,ktc->krt", x, a)
+    gg = full_product("krp,ktp->krt", y, g)
+    return jnp.sum(aa * gg)
 
 
 def _tiled_gram_inner_product(a: Float[Array, "k t c"], g: Float[Array, "k t p"], tile: int) -> Float[Array, ""]:

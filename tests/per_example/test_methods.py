@@ -252,8 +252,9 @@ def test_large_contractions_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return jax.jit(run)(case.params, case.batch)
 
     expected = norms()
-    for room in (300, 50):
+    for room, one_by_one in ((300, True), (50, True), (300, False)):
         monkeypatch.setattr("jaxdp.norms._exact._ALIVE_ELEMENTS", room)
+        monkeypatch.setattr("jaxdp.norms._exact._on_cpu", lambda one_by_one=one_by_one: one_by_one)
         monkeypatch.setattr("jaxdp.per_example._batching._VECTORISED_ELEMENTS", room)
         chex.assert_trees_all_close(norms(), expected, rtol=1e-5)
 
