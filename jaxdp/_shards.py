@@ -85,6 +85,14 @@ def map_examples(fn: Callable, xs: Any, batch_size: int | None = None) -> Any:
     return jax.tree.map(_together, found)
 
 
+def chunk_size(size: int, most: int) -> int:
+    """The largest divisor of a batch's size that is no more than `most`, and at least one."""
+    chunk = max(1, min(size, most))
+    while size % chunk:
+        chunk -= 1
+    return chunk
+
+
 def sum_examples(fn: Callable, zeros: Array, xs: Any) -> tuple[Array, Any]:
     """`jax.lax.scan` of `fn(total, x) -> (total, y)` over a batch axis, every device adding up its own part.
 

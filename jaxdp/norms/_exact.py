@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdp._custom_batching import CustomBatching
 from jaxdp._late import zeros_after
-from jaxdp._shards import map_examples, shards_of, sum_examples
+from jaxdp._shards import chunk_size, map_examples, shards_of, sum_examples
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
@@ -23,6 +23,8 @@ ExactRule = Literal["Gram", "product", "tiled product"]
 _ALIVE_ELEMENTS = 1 << 24
 # Those of several examples at once: fewer, as fresh pages cost more than the products themselves (up to 5 times).
 _TOGETHER_ELEMENTS = 1 << 22
+# Those of examples of which a loop on a CPU takes several at once, as a trip takes as long as these are multiplied.
+_FEW_ELEMENTS = 1 << 16
 # Gradients of one use that are alive at a time where they are reused for the sum: few, so that they stay in a cache.
 _REUSED_ELEMENTS = 1 << 20
 # A Gram norm whose terms cancel below this fraction of their bound has lost its digits: it is not believed below it,
@@ -109,11 +111,13 @@ def _over_batch(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
             full = lambda x: jnp.broadcast_to(x, (axis_size, *x.shape))
             factors = tuple(x if b else full(x) for x, b in zip(factors, in_batched, strict=True))
             room, alive = min(_ALIVE_ELEMENTS, _TOGETHER_ELEMENTS), elements(*(x.shape[1:] for x in factors))
-            if alive * (axis_size // shards_of(axis_size)) <= room:
+            each = axis_size // shards_of(axis_size)
+            if alive * each <= room:
                 found = jax.vmap(norm)(*factors)
             else:
-                chunk = None if _on_cpu() else max(1, room // alive)
-                found = map_examples(lambda each: norm(*each), factors, batch_size=chunk)
+                few = min(room, _FEW_ELEMENTS) // alive
+                chunk = chunk_size(each, few) if _on_cpu() else max(1, room // alive)
+                found = map_examples(lambda x: norm(*x), factors, batch_size=None if chunk == 1 else chunk)
             return found, jax.tree.map(lambda _: True, found)
 
         return one
@@ -122,8 +126,8 @@ def _over_batch(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
 
 
 def _on_cpu() -> bool:
-    """Whether products of one example are the fastest: by XLA's CPU compiler those of several take up to 4 times as
-    long, once their factors or results are in no cache."""
+    """Whether products of few examples are the fastest: by XLA's CPU compiler those of many take up to 4 times as long,
+    once their factors or results are in no cache."""
     return jax.default_backend() == "cpu"
 
 
@@ -213,9 +217,7 @@ def clipped_outer_sum(
     size, k, _, c = a.shape
     p = g.shape[-1]
     each = size // shards_of(size)
-    chunk = min(each, reuse_chunk(k, c, p))
-    while each % chunk:
-        chunk -= 1
+    chunk = chunk_size(each, reuse_chunk(k, c, p))
     # An axis of length one on what enters a loop has XLA copy it, to bring its axes in order.
     several, alone = k > 1, chunk == 1 < each
     given = (a, g) if several else (a[:, 0], g[:, 0])

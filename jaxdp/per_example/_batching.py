@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxdp._custom_batching import CustomBatching
 from jaxdp._late import zeros_after
-from jaxdp._shards import batch_where_it_is, map_examples, shards_of, sum_examples
+from jaxdp._shards import batch_where_it_is, chunk_size, map_examples, shards_of, sum_examples
 
 # Per-example gradients of one use up to this many elements are made for the whole batch at once.
 _VECTORISED_ELEMENTS = 1 << 22
@@ -119,11 +119,3 @@ def few_at_a_time(fn: Callable, elements: int, *args: Any, room: int | None = No
         return map_examples(one, own, batch_size=None if few == 1 else few), True
 
     return call(args)
-
-
-def chunk_size(size: int, most: int) -> int:
-    """The largest divisor of a batch's size that is no more than `most`, and at least one."""
-    chunk = max(1, min(size, most))
-    while size % chunk:
-        chunk -= 1
-    return chunk

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from jaxdp._late import zeros_after
-from jaxdp._shards import shards_of, sum_examples
+from jaxdp._shards import chunk_size, shards_of, sum_examples
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms import outer_squared_norm, probe_matrix
-from jaxdp.per_example._batching import chunk_size, few_at_a_time
+from jaxdp.per_example._batching import few_at_a_time
 from jaxdp.per_example._canonical import has_canonical_form, pull_back
 from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
 from jaxdp.per_example._patches import Window
