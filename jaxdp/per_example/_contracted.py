@@ -102,7 +102,7 @@ class Contracted(Use):
             a, g = self._factors(x, jnp.sum(scaled(ct), axis=0), 0)
             return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
         # The smaller factor takes the weights, since what is scaled is held once more.
-        a, g = self._factors(scaled(x), ct, 1) if x.size < ct.size else self._factors(x, scaled(ct), 1)
+        a, g = self._factors(scaled(x), ct, 1) if x.size <= ct.size else self._factors(x, scaled(ct), 1)
         if a.shape[1] == 1:
             # As a batch axis, an axis of length one would have both factors copied first to bring their axes in order.
             a, g = (y.reshape(-1, y.shape[3]) for y in (a, g))

@@ -1,34 +1,31 @@
 """Gaussian noise whose scale comes from the sum it is added to."""
 
-import functools
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from jaxdp._late import zero_after
-from jaxdp._normals import standard_normal
+from jaxdp._normals import BLOCK, derived_words, has_own_numbers, normals_from
 from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
+from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, chunks_of
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 
 PyTree = Any
 
 # Folded into the caller's key, so that the same key given to a sampler yields other bits.
 _NOISE_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")
+# Likewise, for leaves whose numbers JAX makes.
+_OTHER_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise, jax.random.normal")
 
-# Entries that leaves of one size may always be drawn together (16 MB of float32).
-_SMALLEST_DRAW = 1 << 22
-
-# Leaves of up to so many entries have as many numbers drawn as the largest of them, by one loop instead of several.
-_FEW = 1 << 12
+# Larger leaves have their numbers from JAX.
+_MOST = 1 << 31
 
 
 class GaussianNoiseState(NamedTuple):
@@ -48,8 +45,8 @@ def add_gaussian_noise(
     larger one that leaves it so. In every case the release is a Gaussian one of noise multiplier $\sigma$.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
-    parameter from a key of its own. The noise is drawn in float32 or better. On a mesh (`jaxdp.parallel`) every device
-    draws its own part of it, and the values are those of one device.
+    parameter from places of its own in that key's stream. The noise is drawn in float32 or better. On a mesh
+    (`jaxdp.parallel`) every device draws its own part of it, and the values are those of one device.
 
     Args:
       noise_multiplier: $\sigma \ge 0$, the noise's std as a multiple of the sensitivity; 0 gives no privacy.
@@ -95,7 +92,6 @@ def add_gaussian_noise(
                 "put jaxdp.transforms.clip directly before it in the chain."
             )
         own_multiplier = updates.noise_multiplier(noise_multiplier)
-        release_key = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE_TAG), state.count)
         leaves, treedef = jax.tree.flatten(updates.tree)
         # Half-precision noise has few distinct values and no tails.
         wide = [leaf.astype(leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32) for leaf in leaves]
@@ -107,7 +103,7 @@ def add_gaussian_noise(
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
         stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
-        noisy = _with_noise(wide, stddevs, jax.random.split(release_key, len(leaves)), shardings)
+        noisy = _with_noise(wide, stddevs, state.key, state.count, shardings)
         gradient = treedef.unflatten(noisy)
         if with_stddev:
             gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
@@ -119,73 +115,67 @@ def add_gaussian_noise(
 def _with_noise(
     leaves: Sequence[Array],
     stddevs: Sequence[Float[Array, "..."]],
-    keys: Key[Array, " leaves"],
+    key: PRNGKeyArray,
+    count: Int[Array, ""],
     shardings: Sequence[NamedSharding | None],
 ) -> list[Array]:
-    """Every leaf with Gaussian noise of its std from its own key.
+    """Every leaf with Gaussian noise of its std, from places of its own in the stream of this release.
 
-    What has the same number of entries is compiled once and drawn together, up to the size of the largest leaf (or 16
-    MB), and after what was drawn before it was added. A leaf that is cut over devices is drawn as it is cut, by every
-    device its own part: an entry's bits are a function of the key and of the entry's place in the whole leaf.
+    A leaf that is cut over devices is drawn as it is cut, by every device its own part: a number is a function of the
+    key and of its place.
     """
-    few = max((leaf.size for leaf in leaves if leaf.size <= _FEW), default=0)
-    together: dict[tuple, list[int]] = {}
-    for i, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True)):
-        shape = (max(few, leaf.size),) if sharding is None else leaf.shape
-        together.setdefault((shape, leaf.dtype, sharding), []).append(i)
-    most = max([_SMALLEST_DRAW, *(leaf.size for leaf in leaves)])
+    if not leaves:
+        return []
+    own = [has_own_numbers(key, leaf.dtype) and leaf.size < _MOST for leaf in leaves]
+    chunks = chunks_of([leaf.size if mine else 0 for leaf, mine in zip(leaves, own, strict=True)])
+    uncut = all(sharding is None for sharding in shardings)
+    if all(own) and uncut and jax.default_backend() == "cpu":
+        words = jax.random.key_data(key)
+        return add_in_blocks(leaves, stddevs, derived_words(words, _NOISE_TAG, count), chunks, words[0])
+    place = {i: (c.start[0], c.start[1] * BLOCK + o) for c in chunks for i, o in zip(c.leaves, c.offsets, strict=True)}
     noisy = list(leaves)
-    last = 0
-    for (shape, dtype, sharding), members in together.items():
-        draw = functools.partial(_draw, shape=shape, dtype=dtype, sharding=sharding)
-        count = max(1, most // max(1, math.prod(shape)))
-        for start in range(0, len(members), count):
-            chunk = members[start : start + count]
-            # On a mesh reading an entry would send it to every device.
-            zero = zero_after(noisy[last]) if sharding is None else jnp.zeros((), jnp.int32)
-            empty = jnp.broadcast_to(zero.astype(dtype), (len(chunk), *shape))
-            rows = _rows(draw, keys[np.asarray(chunk)], empty, zero)
-            for row, i in zip(_row_numbers(keys, len(chunk)), chunk, strict=True):
-                normals = jax.lax.dynamic_index_in_dim(rows, row, keepdims=False)
-                noisy[i] = leaves[i] + stddevs[i] * normals.ravel()[: leaves[i].size].reshape(leaves[i].shape)
-            last = chunk[-1]
+    for (shape, dtype, sharding, mine), members in _alike(leaves, shardings, own):
+        tagged = jax.random.fold_in(jax.random.fold_in(key, _NOISE_TAG if mine else _OTHER_TAG), count)
+        where = jnp.asarray([place[i] for i in members] if mine else members, jnp.uint32)
+        rows = _rows(tagged, where, shape, dtype, sharding)
+        for row, i in enumerate(members):
+            noisy[i] = leaves[i] + stddevs[i] * rows[row]
     return noisy
 
 
 def _rows(
-    draw: Callable[[PRNGKeyArray], Array],
-    keys: Key[Array, " rows"],
-    empty: Float[Array, "rows ..."],
-    zero: Int[Array, ""],
+    key: PRNGKeyArray,
+    where: UInt32[Array, "rows *place"],
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: NamedSharding | None,
 ) -> Float[Array, "rows ..."]:
-    """One draw for each key, by a loop: XLA would fuse (and compile) the generator into all that reads a leaf.
+    """Arrays of normal numbers: from these places on, or if they have no place, by JAX from keys with these numbers.
 
-    The loop starts from an array of a `zero` that is none to the compiler: one that it knows would be made before the
-    gradients and lie in memory beside them.
+    By a loop: XLA would fuse (and compile) the generator into all that reads a leaf.
     """
-    count, more = len(keys), 0
-    if count == 1:
-        # XLA takes a loop of one trip apart, and what does not change out of a loop. Where that costs, trips and keys
-        # are therefore unknown.
-        more = jax.lax.platform_dependent(zero, cpu=lambda x: x, default=jnp.zeros_like)
-        keys = jnp.concatenate([keys, keys])
-    step = lambda i, rows: jax.lax.dynamic_update_index_in_dim(rows, draw(keys[i]), i, 0)
-    return jax.lax.fori_loop(0, count + more, step, empty)
+
+    def draw(at: Array) -> Array:
+        if at.ndim:
+            normals = normals_from(jax.random.key_data(key), at, shape)
+        else:
+            normals = jax.random.normal(jax.random.fold_in(key, at), shape, dtype)
+        return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)
+
+    return jax.lax.map(draw, where)
 
 
-def _row_numbers(keys: Key[Array, " leaves"], count: int) -> list[Int[Array, ""]]:
-    """The numbers of `count` rows, each once: 0, 1, ..., count - 1, but the compiler does not know it.
-
-    XLA's CPU compiler compiles equal kernels once. With a known row, the kernel that updates a parameter would be
-    another one for each parameter of a shape, and half of the compile time of the noise goes into these.
-    """
-    forwards = lambda: [jnp.int32(row) for row in range(count)]
-    backwards = lambda: [jnp.int32(count - 1 - row) for row in range(count)]  # all rows, only in another order
-    unknown = lambda word: jax.lax.cond(word != np.uint32(0xFFFFFFFF), forwards, backwards)
-    word = jax.random.key_data(keys).ravel()[0]
-    return jax.lax.platform_dependent(word, cpu=unknown, default=lambda _: forwards())
-
-
-def _draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding | None) -> Array:
-    normals = standard_normal(key, shape, dtype)
-    return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)
+def _alike(
+    leaves: Sequence[Array], shardings: Sequence[NamedSharding | None], own: Sequence[bool]
+) -> list[tuple[tuple, list[int]]]:
+    """Leaves of one shape that are drawn by one loop, up to the size of the largest leaf (or 16 MB)."""
+    most = max([TOGETHER, *(leaf.size for leaf in leaves)])
+    found: dict[tuple, list[int]] = {}
+    for i, (leaf, sharding, mine) in enumerate(zip(leaves, shardings, own, strict=True)):
+        found.setdefault((leaf.shape, leaf.dtype, sharding, mine), []).append(i)
+    several = lambda shape: max(1, most // max(1, math.prod(shape)))
+    return [
+        (kind, members[at : at + several(kind[0])])
+        for kind, members in found.items()
+        for at in range(0, len(members), several(kind[0]))
+    ]

@@ -1,5 +1,10 @@
 """The noise really drawn: its scale, its independence, and that no draw ever comes twice."""
 
+import itertools
+import zlib
+
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +13,9 @@ import pytest
 
 import jaxdp
 from jaxdp import sampling, transforms
+from jaxdp._normals import BLOCK, standard_normal
 from jaxdp.transforms._noise import _with_noise
+from jaxdp.transforms._noise_blocks import TOGETHER, chunks_of
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
 
 SIZE = 200_000
@@ -70,22 +77,64 @@ def test_parameters_of_one_shape_have_independent_noise(key):
 
 @pytest.mark.parametrize("word", [0, 2**32 - 1])
 def test_whatever_the_key_is_no_two_parameters_share_a_draw(word):
-    """Rows come from one of two branches by a word of the key; shapes of few parameters are the test of the other."""
-    words = jnp.stack([jnp.full(7, word, jnp.uint32), jnp.arange(7, dtype=jnp.uint32)], axis=1)
-    leaves = [jnp.zeros(shape) for shape in ((50,), (50,), (50,), (50,), (60,), (60,), (70,))]
-    draws = jax.jit(lambda: _with_noise(leaves, [jnp.ones(())] * 7, jax.random.wrap_key_data(words), [None] * 7))()
+    """Where a parameter's noise begins comes from one of two branches by a word of the key."""
+    key = jax.random.wrap_key_data(jnp.asarray([word, 7], jnp.uint32))
+    leaves = [jnp.zeros(shape) for shape in ((50,), (50,), (50,), (50,), (60,), (60,), (70,), (BLOCK,), (BLOCK + 1,))]
+    ones, uncut = [jnp.ones(())] * len(leaves), [None] * len(leaves)
+    draws = jax.jit(lambda: _with_noise(leaves, ones, key, jnp.int32(0), uncut))()
     assert [draw.shape for draw in draws] == [leaf.shape for leaf in leaves]
-    assert len({float(draw[0]) for draw in draws}) == 7
+    # So few numbers of float32 do not coincide by chance.
+    some = np.concatenate([part for draw in draws for part in (draw[:50], draw[-50:]) if len(draw) >= 100])
+    some = np.concatenate([some, *(draw for draw in draws if len(draw) < 100)])
+    assert len(np.unique(some)) == len(some)
 
 
-def test_the_noise_does_not_depend_on_what_it_is_added_to(key):
-    """Only when it is drawn does: whatever the sum's bits are, each leaf has the normals of its own key."""
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_the_noise_does_not_depend_on_what_it_is_added_to(key, backend, monkeypatch):
+    """Nor on how it is drawn: whatever the sum's bits are, each leaf has the numbers of its own places."""
     values = [jnp.zeros(0), *(jnp.full(n, v) for n in (3, 5) for v in (0.0, -0.0, -1.5, 3e38, jnp.inf, -jnp.nan))]
-    keys, stddevs = jax.random.split(key, len(values)), [jnp.float32(0.5)] * len(values)
-    noisy = jax.jit(lambda xs: _with_noise(xs, stddevs, keys, [None] * len(xs)))(values)
-    for before, after, own in zip(values, noisy, keys, strict=True):
-        expected = np.asarray(before) + np.float32(0.5) * np.asarray(jax.random.normal(own, before.shape))
-        np.testing.assert_allclose(after, expected, rtol=2e-6)
+    values.append(jnp.zeros((200, 300)))
+    stddevs, count = [jnp.float32(0.5)] * len(values), jnp.int32(3)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    noisy = jax.jit(lambda xs: _with_noise(xs, stddevs, key, count, [None] * len(xs)))(values)
+    stream = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")), 3)
+    numbers = np.asarray(standard_normal(stream, (sum(x.size for x in values),), jnp.float32))
+    places = np.cumsum([0, *(x.size for x in values)])
+    for before, after, at in zip(values, noisy, places[:-1], strict=True):
+        expected = np.asarray(before) + np.float32(0.5) * numbers[at : at + before.size].reshape(before.shape)
+        np.testing.assert_allclose(after, expected, rtol=2e-6, atol=1e-6)
+
+
+sizes = st.integers(0, 9 * BLOCK) | st.integers(TOGETHER - 2, 3 * TOGETHER) | st.integers(2**30, 2**31 - 1)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(st.lists(sizes, min_size=1, max_size=12))
+def test_no_two_parameters_have_a_place_in_common(sizes):
+    """Nor does one reach over the end of a stream of 2^32 places, where they would begin anew."""
+    chunks = chunks_of(sizes)
+    assert [leaf for chunk in chunks for leaf in chunk.leaves] == list(range(len(sizes)))
+    begins = [chunk.start[0] * 2**32 + chunk.start[1] * BLOCK + offset for chunk in chunks for offset in chunk.offsets]
+    parts = sorted((begin, begin + size) for begin, size in zip(begins, sizes, strict=True) if size)
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(parts))
+    assert all(begin // 2**32 == (end - 1) // 2**32 for begin, end in parts)
+    for chunk in chunks:
+        assert all(
+            offset + sizes[i] <= chunk.blocks * BLOCK for i, offset in zip(chunk.leaves, chunk.offsets, strict=True)
+        )
+        assert len(chunk.leaves) == 1 or sum(sizes[i] for i in chunk.leaves) <= max(TOGETHER, *sizes)
+
+
+def test_numbers_of_other_dtypes_and_generators_are_as_independent(key):
+    """They are JAX's, each parameter's from a key of its own, which is none that noise was ever drawn from."""
+    leaves = [jnp.zeros(SIZE // 10), jnp.zeros(SIZE // 10), jnp.zeros((SIZE // 100, 10))]
+    for generator in (jax.random.key(3, impl="rbg"), key):
+        with jax.threefry_partitionable(generator is not key):
+            draw = lambda n: _with_noise(leaves, [jnp.ones(())] * 3, generator, jnp.int32(n), [None] * 3)
+            draws = [*draw(0), *draw(1)]
+        for i, x in enumerate(draws):
+            assert abs(float(jnp.std(x)) - 1) < 5 / np.sqrt(SIZE / 5)
+            assert all(correlation(x, y) < 5 / np.sqrt(SIZE // 10) for y in draws[:i])
 
 
 def test_noise_takes_the_memory_of_two_draws_at_most(key):
