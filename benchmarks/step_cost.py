@@ -41,7 +41,8 @@ class Settings:
     workloads: tuple[str, ...] = workloads.DEFAULT
     """w1, w2, w3, w4-vit, w4-conv, gpu; w4 and all are short for several. None at all for --curves alone."""
     methods: tuple[str, ...] = tuple(f"{method}/{groups}" for method, groups in DEFAULT_PAIRS)
-    """method/groups, or a method alone for its usual group styles."""
+    """method/groups, or a method alone for its usual group styles. Groups are all, layer, param, or blocks-4 (or
+    another number of uniform blocks)."""
     comparators: tuple[Literal["jax_privacy", "optax"], ...] = comparators.NAMES
     """Other libraries; rows of those that are not installed are left out with a note."""
     scale: Literal["full", "tiny"] = "full"

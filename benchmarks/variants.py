@@ -139,7 +139,7 @@ def private(
             noise_multiplier=privacy.noise_multiplier,
             expected_batch_size=workload.batch_size,
             key=jax.random.key(5),
-            groups=groups,
+            groups=group_style(groups),
         )
         jax.eval_shape(chain.init, jax.eval_shape(workload.make_params))
     except ValueError as refusal:
@@ -147,6 +147,12 @@ def private(
     gradient = functools.partial(per_example, microbatch_size=microbatch_size)
     trips = workload.batch_size // (microbatch_size or workload.batch_size)
     return Variant(key, label, "jaxdp", chain.init, _then(gradient, chain), trips, details)
+
+
+def group_style(name: str) -> Any:
+    """What `groups=` is given: `"blocks-4"` stands for four uniform blocks."""
+    kind, _, count = name.partition("-")
+    return jaxdp.per_example.Blocks(int(count)) if kind == "blocks" and count.isdigit() else name
 
 
 def _stateless(gradient: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., tuple[PyTree, PyTree]]:

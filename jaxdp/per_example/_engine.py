@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._closing import closing
-from jaxdp.per_example._families import finish, group_norms
+from jaxdp.per_example._families import group_norms
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._operand_views import OperandViews
+from jaxdp.per_example._patterns import Finishing
 from jaxdp.per_example._plan import Assignment, assign, assign_norms, own_key
 from jaxdp.per_example._probes import each_example_draws, probe_keys
 from jaxdp.per_example._projection import project_stacked
@@ -212,17 +213,13 @@ class _Pass:
         totals, norms, reports = self.pull(ct, None)
         found: dict[Key, Array] = {}
         pieces: list[tuple[tuple[int, ...], Array]] = []
+        finishing = Finishing(self.weigh, self._each_example_keys)
         for family, numbers in self.assignment.families:
             if not family.members:
                 continue
             limits = None if self.thresholds is None else spread(self.thresholds, numbers)
-            unbatched = {m.leaf: jnp.zeros(1, jnp.float32) for m in family.members}
-
-            def one(others: Array, mine: Any, keys: Any, f: Any = family, t: Any = limits, u: Any = unbatched) -> Any:
-                return finish(f, self.weigh, t, others, mine, u, keys)
-
-            mapped = jax.vmap(one, in_axes=(0, 0, self._each_example_keys), out_axes=(0, None))
-            own_norms, sums = mapped(spread(norms, numbers), self._mine(family, reports), self.keys)
+            mine = self._mine(family, reports)
+            own_norms, sums = finishing(family, limits, spread(norms, numbers), mine, self.keys)
             pieces.append((numbers, own_norms))
             found.update(sums)
         done = {group for groups, _ in pieces for group in groups}

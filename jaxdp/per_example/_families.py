@@ -1,6 +1,7 @@
 """Groups that are clipped together once their factors are known: norms, weights and weighted sums from factors."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,6 +100,10 @@ class Member:
     groups: tuple[int, ...]
 
 
+# Given a member or a part, and a function of its arrays: a function that does the same.
+Once = Callable[[Member | Part, Callable], Callable]
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Leaves that share groups, so that their norms must be known together."""
@@ -115,16 +120,17 @@ def finish(
     reports: dict[Key, Report],
     unbatched: dict[int, Array],
     keys: dict[int, ProbeKeys],
+    once: Once = lambda of, fn: fn,
 ) -> tuple[Float[Array, " groups"], dict[Key, Array]]:
     """Squared norms of one example in a family's groups, and the clipped sums over the batch, operand by operand.
 
     `others` are the squared norms of what else belongs to these groups; `unbatched` has an entry of each leaf's sum,
-    and `keys` those of the leaves' probes.
+    and `keys` those of the leaves' probes. `once` may trace a function once for all members or parts that are alike.
     """
     canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
     last = clipped_last(family)
     rest = [m for m in family.members if m is not last]
-    norms = others + group_norms(family.num_groups, rest, canonical, keys)
+    norms = others + group_norms(family.num_groups, rest, canonical, keys, once)
     totals = {}
     if last is not None:
         (part,) = last.parts
@@ -136,7 +142,9 @@ def finish(
     weights = weigh(norms, thresholds)
     for member in rest:
         for part in member.parts:
-            totals[part.key] = _weighted_sum(part, member, weights, canonical[part.key], unbatched[member.leaf])
+            by_entry = spread(weights, member.groups)
+            add = once(part, functools.partial(_weighted_sum, part))
+            totals[part.key] = add(by_entry, canonical[part.key], unbatched[member.leaf])
     return norms, totals
 
 
@@ -150,20 +158,26 @@ def clipped_last(family: Family) -> Member | None:
 
 
 def group_norms(
-    num_groups: int, members: Sequence[Member], canonical: dict[Key, Report], keys: dict[int, ProbeKeys]
+    num_groups: int,
+    members: Sequence[Member],
+    canonical: dict[Key, Report],
+    keys: dict[int, ProbeKeys],
+    once: Once = lambda of, fn: fn,
 ) -> Float[Array, " groups"]:
     """Squared norms of one example, from factors."""
     if not members:
         return jnp.zeros(num_groups, jnp.float32)
-    return add_up(
-        num_groups, [(member.groups, _entry_norms(member, canonical, keys.get(member.leaf))) for member in members]
-    )
+
+    def norms(member: Member) -> Float[Array, " entries"]:
+        find = once(member, functools.partial(_entry_norms, member))
+        return find([canonical[part.key] for part in member.parts], keys.get(member.leaf))
+
+    return add_up(num_groups, [(member.groups, norms(member)) for member in members])
 
 
-def _entry_norms(member: Member, canonical: dict[Key, Report], key: ProbeKeys | None) -> Float[Array, " entries"]:
+def _entry_norms(member: Member, reports: list[Report], key: ProbeKeys | None) -> Float[Array, " entries"]:
     """Squared norm of every entry of one leaf's stack."""
     entries = len(member.groups)
-    reports = [canonical[part.key] for part in member.parts]
 
     def by_entry(norms: Array) -> Array:
         return norms if norms.shape == (entries,) else jnp.sum(norms.reshape(entries, -1), axis=1)
@@ -230,11 +244,8 @@ def _joint_norm(
     return mixed_factored_squared_norm(a[0], g[0], ids, values, choice, key)
 
 
-def _weighted_sum(
-    part: Part, member: Member, weights: Float[Array, " groups"], report: Report, unbatched: Array
-) -> Array:
+def _weighted_sum(part: Part, by_entry: Float[Array, " entries"], report: Report, unbatched: Array) -> Array:
     """Weighted sum over the batch of what one use contributes, with leading axes for the loops that slice it."""
-    by_entry = spread(weights, member.groups)
 
     def one(args: tuple[Array, Report]) -> Array:
         weight, factors = args
@@ -243,7 +254,7 @@ def _weighted_sum(
 
     if not part.slices:
         return one((by_entry[0], report))
-    weights = jnp.repeat(by_entry, math.prod(part.slices) // len(member.groups))
+    weights = jnp.repeat(by_entry, math.prod(part.slices) // by_entry.shape[0])
     if part.in_factors:
         total = jax.lax.map(one, (weights, report))
     else:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxdp
 from benchmarks import comparators, machine, measurement, step_cost, study, tables, variants, workloads
 from benchmarks.variants import Absent, Privacy
 
@@ -239,6 +240,8 @@ def test_choices_are_read_and_refused():
     )
     with pytest.raises(ValueError, match="methods has 'telepathy'"):
         variants.parse_pairs(["telepathy"])
+    assert variants.group_style("blocks-4") == jaxdp.per_example.Blocks(4)
+    assert variants.group_style("layer") == "layer"
     assert comparators.microbatch_sizes(12) == (1, 2, 4)
     assert comparators.microbatch_sizes(64) == (1, 2, 4, 8, 16, 32)
     with pytest.raises(ValueError, match="repeats is 0"):
