@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int, PRNGKeyArray, UInt32
 
+# Of another name when the same key gives other numbers: a run must not be resumed with noise that is not its own.
+NUMBERS = "Box-Muller of Threefry-2x32, 1"
+
 # Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): rotations, and the key's parity.
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)

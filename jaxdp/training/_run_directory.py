@@ -10,6 +10,7 @@ import jax
 import jaxlib
 
 import jaxdp
+from jaxdp._normals import NUMBERS
 from jaxdp.training._errors import UserError
 
 _SECRET = """\
@@ -78,7 +79,7 @@ class RunDirectory:
 
 def versions() -> dict[str, str]:
     """What computes a run's numbers."""
-    return {"jaxdp": jaxdp.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__}
+    return {"jaxdp": jaxdp.__version__, "jax": jax.__version__, "jaxlib": jaxlib.__version__, "noise": NUMBERS}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -104,9 +105,9 @@ def check_unchanged(run: RunDirectory, manifest: dict[str, Any], now: dict[str, 
     start_again = "start a new run with `jaxdp train`"
     if manifest["versions"] != now["versions"]:
         changed = [
-            f"{name} was {was} and is {now['versions'][name]}"
-            for name, was in manifest["versions"].items()
-            if now["versions"][name] != was
+            f"{name} was {manifest['versions'].get(name, 'another')} and is {version}"
+            for name, version in now["versions"].items()
+            if manifest["versions"].get(name) != version
         ]
         raise UserError(
             f"{run.path} cannot be resumed, as {', '.join(changed)}: {why}, so install the old version or "

@@ -25,7 +25,7 @@ _NOISE_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")
 _OTHER_TAG = zlib.crc32(b"jaxdp.transforms.add_gaussian_noise, jax.random.normal")
 
 # Larger leaves have their numbers from JAX.
-_MOST = 1 << 31
+_MOST = 1 << 30
 
 
 class GaussianNoiseState(NamedTuple):

@@ -78,7 +78,7 @@ def add_in_blocks(
     `anything` is a value that the compiler does not know.
     """
     starts = iter(_unknown([offset for chunk in chunks for offset in chunk.offsets], anything))
-    rows = max((chunk.blocks for chunk in chunks), default=0)
+    rows = max(1, *(chunk.blocks for chunk in chunks))
     noisy, before = list(leaves), leaves[0]
     for chunk in chunks:
         # An array of zeros that the compiler knows would be made before the gradients and lie in memory beside them.

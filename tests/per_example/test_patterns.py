@@ -1,5 +1,6 @@
 """Groups of one pattern are clipped by one program, so the pattern must hold all that makes a difference."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 import jaxdp
+from jaxdp.norms import NormChoice
 from jaxdp.per_example import _patterns, resolve_groups
 from jaxdp.per_example._families import Family
 from jaxdp.per_example._patterns import Finishing, pattern
 from jaxdp.per_example._plan import assign
+from jaxdp.per_example._sites import Loop
 from jaxdp.per_example._taps import Report
 from jaxdp.per_example._traced import trace
 from jaxdp.per_example._weighing import weighing
@@ -95,6 +98,41 @@ def test_what_differs_by_one_setting_is_of_another_pattern() -> None:
         assert found[alike[0]] == found[alike[1]]
     for first, second in ("ac", "ad", "eg", "jk", "ln", "cd", "ae"):
         assert found[first] != found[second], (first, second)
+
+
+def test_all_that_decides_how_a_group_is_clipped_is_in_its_pattern() -> None:
+    family = next(families_of(nearly_alike(), "param", "bookkeeping"))
+    (member,) = family.members
+    (part,) = member.parts
+
+    def with_part(**changes: Any) -> Any:
+        site = dataclasses.replace(part.site, **{k: v for k, v in changes.items() if hasattr(part.site, k)})
+        own = {k: v for k, v in changes.items() if k in ("product", "loops")}
+        parts = (dataclasses.replace(part, site=site, **own),)
+        return dataclasses.replace(family, members=(dataclasses.replace(member, parts=parts),))
+
+    loop = Loop((3,), 2, True)
+    others = [
+        with_part(product=not part.product),
+        *(with_part(loops=(x,)) for x in (loop, Loop((3,), 5, True), Loop((3,), 2, False))),
+        with_part(isometric=not part.site.isometric),
+        with_part(steady=not part.site.steady),
+        with_part(box=((0, 2), (0, 4))),
+        with_part(axes=(7, 8)),
+        with_part(stack=(77,)),
+        with_part(cts=(jax.ShapeDtypeStruct((4, 4), jnp.bfloat16),)),
+        with_part(use=dataclasses.replace(part.site.use, choice=NormChoice("gram"))),
+        with_part(use=dataclasses.replace(part.site.use, index=0)),
+        dataclasses.replace(family, num_groups=2),
+        dataclasses.replace(family, members=(dataclasses.replace(member, groups=(1,)),)),
+        dataclasses.replace(family, members=(member, member)),
+    ]
+    patterns = [pattern(other) for other in [family, *others]]
+    assert not [(i, j) for j, x in enumerate(patterns) for i, y in enumerate(patterns[:j]) if x == y]
+    # Names make none: neither the leaf's, nor the use's, nor those of the loops around it.
+    renamed = dataclasses.replace(part, key=((9,), part.key[1]), loops=(Loop((7,), 2, True),))
+    renamed = dataclasses.replace(member, leaf=99, parts=(renamed,))
+    assert pattern(dataclasses.replace(family, members=(renamed,))) == pattern(with_part(loops=(loop,)))
 
 
 def test_layers_of_one_pattern_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:

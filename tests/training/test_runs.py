@@ -182,6 +182,7 @@ def test_an_interrupt_lets_the_step_finish_and_saves_it(interrupted):
         ("config", "config.toml was changed"),
         ("jax", "jax was 0.0.1 and is"),
         ("jaxdp", "jaxdp was"),
+        ("noise", "noise was another and is"),
         ("model", "the pretrained model changed"),
     ],
 )
@@ -193,6 +194,7 @@ def test_resume_refuses_what_would_give_other_results_from_the_same_noise(interr
         "data": before.replace("good", "great", 1),
         "config": before.replace("learning_rate = 0.002", "learning_rate = 0.003"),
         "jax": before.replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"'),
+        "noise": before.replace('"noise": ', '"an older entry": '),
         "model": before.replace('"model": "', '"model": "0'),
     }.get(what, before)
     monkeypatch.setattr(jaxdp, "__version__", "9.9" if what == "jaxdp" else jaxdp.__version__)

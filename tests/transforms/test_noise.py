@@ -125,6 +125,12 @@ def test_no_two_parameters_have_a_place_in_common(sizes):
         assert len(chunk.leaves) == 1 or sum(sizes[i] for i in chunk.leaves) <= max(TOGETHER, *sizes)
 
 
+def test_empty_parameters_need_no_noise(key):
+    noise, _ = noise_of(transforms.add_gaussian_noise(1.0, key), tree={"a": jnp.zeros(0), "b": jnp.zeros((3, 0))})
+    assert jax.tree.map(jnp.shape, noise) == {"a": (0,), "b": (3, 0)}
+    assert noise_of(transforms.add_gaussian_noise(1.0, key), tree={})[0] == {}
+
+
 def test_numbers_of_other_dtypes_and_generators_are_as_independent(key):
     """They are JAX's, each parameter's from a key of its own, which is none that noise was ever drawn from."""
     leaves = [jnp.zeros(SIZE // 10), jnp.zeros(SIZE // 10), jnp.zeros((SIZE // 100, 10))]
