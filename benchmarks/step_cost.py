@@ -53,6 +53,9 @@ class Settings:
     """Untimed rounds before them, at least 1."""
     screening: int = 2
     """Timed runs of each microbatch size of jax_privacy to choose from, at least 1."""
+    compiles: int = 1
+    """How often each step is compiled, from empty caches; the shortest time counts. (Steps in microbatches are compiled
+    once.)"""
     memory_gib: float | None = None
     """Steps that need more memory than this are compiled and not run: some take minutes each. (What the machine has
     free is a limit anyway.)"""
@@ -70,7 +73,7 @@ class Settings:
     """Measure nothing: print, draw and fill the document from this file."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "warmup", "screening"):
+        for name in ("repeats", "warmup", "screening", "compiles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1.")
         if self.memory_gib is not None and self.memory_gib <= 0:
@@ -90,6 +93,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
         settings.screening,
         parse_pairs(settings.methods),
         settings.comparators,
+        compiles=settings.compiles,
         most_bytes=None if settings.memory_gib is None else round(settings.memory_gib * 2**30),
     )
     results: dict[str, Any] = {
@@ -101,6 +105,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
             "repeats": settings.repeats,
             "warmup": settings.warmup,
             "screening": settings.screening,
+            "compiles": settings.compiles,
             "memory_gib": settings.memory_gib,
             "privacy": dataclasses.asdict(protocol.privacy),
         },

@@ -1,5 +1,6 @@
 """The command, on a workload that compiles in no time."""
 
+import dataclasses
 import json
 import signal
 import socket
@@ -47,6 +48,23 @@ def run(toy, compile_once, tmp_path, monkeypatch):
         return status, json.loads((tmp_path / "step_cost.json").read_text())
 
     return call
+
+
+def test_the_shortest_of_several_compilations_counts(run, compile_once, monkeypatch):
+    taken = {}
+
+    def timed(variant, workload):
+        taken.setdefault(variant.key, []).append([5.0, 3.0, 4.0][len(taken.get(variant.key, []))])
+        return dataclasses.replace(compile_once(variant, workload), compile_seconds=taken[variant.key][-1])
+
+    monkeypatch.setattr(study, "compile_step", timed)
+    _, results = run("--compiles", "3")
+    rows = {row["key"]: row for row in results["workloads"][0]["rows"] if "compile_seconds" in row}
+    assert rows["plain"]["compile_seconds"] == rows["ghost/all"]["compile_seconds"] == 3.0
+    assert {key: len(times) for key, times in taken.items() if key in ("plain", "ghost/all")} == {
+        "plain": 3,
+        "ghost/all": 3,
+    }
 
 
 def gradient(variant, workload):
@@ -246,6 +264,8 @@ def test_choices_are_read_and_refused():
     assert comparators.microbatch_sizes(64) == (1, 2, 4, 8, 16, 32)
     with pytest.raises(ValueError, match="repeats is 0"):
         step_cost.Settings(repeats=0)
+    with pytest.raises(ValueError, match="compiles is 0"):
+        step_cost.Settings(compiles=0)
 
 
 @pytest.mark.quick
