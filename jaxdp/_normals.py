@@ -19,9 +19,8 @@ _PARITY = np.uint32(0x1BD11BDA)
 _SINE = (6.283185, -41.341656, 81.601006, -76.54978, 39.536705)
 _QUARTER_TURN = np.uint32(1 << 30)
 
-# Numbers are made in blocks of so many: by one run of the generator the same one of either half.
+# Numbers are made in blocks of so many, a power of two: by one run of the generator the same one of either half.
 BLOCK = 1 << 15
-_HALF_BITS = 14
 
 
 def has_own_numbers(key: PRNGKeyArray, dtype: Any) -> bool:
@@ -43,26 +42,28 @@ def standard_normal(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Ar
     return normals_from(jax.random.key_data(key), jnp.zeros(2, jnp.uint32), shape)
 
 
-def normals_from(words: UInt32[Array, "2"], start: UInt32[Array, "2"], shape: tuple[int, ...]) -> Float[Array, "..."]:
+def normals_from(
+    words: UInt32[Array, "2"], start: UInt32[Array, "2"], shape: tuple[int, ...], block: int = BLOCK
+) -> Float[Array, "..."]:
     """`standard_normal` from a place on: `start` is the number of a stream of 2^32 places, and the place in it."""
     # What the compiler knows, it would take out of a loop over keys and keep in memory all the time.
     words, start = jax.lax.optimization_barrier((words, start))
     place = _places(shape, start[1])
-    half = np.uint32(_HALF_BITS)
-    pair = place >> (half + np.uint32(1)) << half | place & np.uint32(BLOCK // 2 - 1)
+    half = np.uint32(block.bit_length() - 2)
+    pair = place >> (half + np.uint32(1)) << half | place & np.uint32(block // 2 - 1)
     first, second = _threefry(words[0], words[1], jnp.broadcast_to(start[0], shape), pair)
     return _radius(first) * _cosine(second - (place >> half & np.uint32(1)) * _QUARTER_TURN)
 
 
 def block_of_pairs(
-    words: UInt32[Array, "2"], stream: UInt32[Array, ""], block: UInt32[Array, ""]
+    words: UInt32[Array, "2"], stream: UInt32[Array, ""], number: UInt32[Array, ""], block: int = BLOCK
 ) -> Complex[Array, " half"]:
-    """One block of the same numbers: its first half as real parts, its second as imaginary ones.
+    """The block of this number of the same numbers: its first half as real parts, its second as imaginary ones.
 
     The generator makes two numbers at a time, and XLA's CPU compiler an array of each in a program of its own, unless
     they are one array.
     """
-    pair = jax.lax.iota(jnp.uint32, BLOCK // 2) + block * np.uint32(BLOCK // 2)
+    pair = jax.lax.iota(jnp.uint32, block // 2) + number * np.uint32(block // 2)
     first, second = _threefry(words[0], words[1], jnp.broadcast_to(stream, pair.shape), pair)
     radius = _radius(first)
     return jax.lax.complex(radius * _cosine(second), radius * _cosine(second - _QUARTER_TURN))

@@ -11,10 +11,10 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from jaxdp._normals import BLOCK, derived_words, has_own_numbers, normals_from
+from jaxdp._normals import derived_words, has_own_numbers, normals_from
 from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
-from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, chunks_of
+from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 
 PyTree = Any
@@ -127,17 +127,18 @@ def _with_noise(
     if not leaves:
         return []
     own = [has_own_numbers(key, leaf.dtype) and leaf.size < _MOST for leaf in leaves]
-    chunks = chunks_of([leaf.size if mine else 0 for leaf, mine in zip(leaves, own, strict=True)])
+    sizes = [leaf.size if mine else 0 for leaf, mine in zip(leaves, own, strict=True)]
+    chunks, block = chunks_of(sizes), block_length(sizes)
     uncut = all(sharding is None for sharding in shardings)
     if all(own) and uncut and jax.default_backend() == "cpu":
         words = jax.random.key_data(key)
         return add_in_blocks(leaves, stddevs, derived_words(words, _NOISE_TAG, count), chunks, words[0])
-    place = {i: (c.start[0], c.start[1] * BLOCK + o) for c in chunks for i, o in zip(c.leaves, c.offsets, strict=True)}
+    place = {i: (c.start[0], c.start[1] * block + o) for c in chunks for i, o in zip(c.leaves, c.offsets, strict=True)}
     noisy = list(leaves)
     for (shape, dtype, sharding, mine), members in _alike(leaves, shardings, own):
         tagged = jax.random.fold_in(jax.random.fold_in(key, _NOISE_TAG if mine else _OTHER_TAG), count)
         where = jnp.asarray([place[i] for i in members] if mine else members, jnp.uint32)
-        rows = _rows(tagged, where, shape, dtype, sharding)
+        rows = _rows(tagged, where, shape, dtype, sharding, block)
         for row, i in enumerate(members):
             noisy[i] = leaves[i] + stddevs[i] * rows[row]
     return noisy
@@ -149,6 +150,7 @@ def _rows(
     shape: tuple[int, ...],
     dtype: Any,
     sharding: NamedSharding | None,
+    block: int,
 ) -> Float[Array, "rows ..."]:
     """Arrays of normal numbers: from these places on, or if they have no place, by JAX from keys with these numbers.
 
@@ -157,7 +159,7 @@ def _rows(
 
     def draw(at: Array) -> Array:
         if at.ndim:
-            normals = normals_from(jax.random.key_data(key), at, shape)
+            normals = normals_from(jax.random.key_data(key), at, shape, block)
         else:
             normals = jax.random.normal(jax.random.fold_in(key, at), shape, dtype)
         return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)

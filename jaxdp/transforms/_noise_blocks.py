@@ -36,8 +36,14 @@ class Chunk(NamedTuple):
     start: tuple[int, int]
 
 
+def block_length(sizes: Sequence[int]) -> int:
+    """Length of the blocks in which the noise of leaves of these sizes is drawn: of few numbers, a short one."""
+    return min(BLOCK, max(2, 1 << (sum(sizes) - 1).bit_length()))
+
+
 def chunks_of(sizes: Sequence[int]) -> list[Chunk]:
     """The places of leaves of these sizes: no two share one. They depend on the sizes only, not on devices."""
+    length_of_block = block_length(sizes)
     most = max([TOGETHER, *sizes])
     chunks: list[Chunk] = []
     leaves: list[int] = []
@@ -46,8 +52,8 @@ def chunks_of(sizes: Sequence[int]) -> list[Chunk]:
 
     def close() -> None:
         nonlocal length, stream, block
-        blocks = -(-length // BLOCK)
-        if block + blocks > 2**32 // BLOCK:
+        blocks = -(-length // length_of_block)
+        if block + blocks > 2**32 // length_of_block:
             stream, block = stream + 1, 0
         chunks.append(Chunk(tuple(leaves), tuple(offsets), blocks, (stream, block)))
         block += blocks
@@ -78,11 +84,11 @@ def add_in_blocks(
     `anything` is a value that the compiler does not know.
     """
     starts = iter(_unknown([offset for chunk in chunks for offset in chunk.offsets], anything))
-    rows = max(1, *(chunk.blocks for chunk in chunks))
+    shape = max(1, *(chunk.blocks for chunk in chunks)), block_length([leaf.size for leaf in leaves])
     noisy, before = list(leaves), leaves[0]
     for chunk in chunks:
         # An array of zeros that the compiler knows would be made before the gradients and lie in memory beside them.
-        empty = jnp.broadcast_to(zero_after(before).astype(jnp.float32), (rows, BLOCK))
+        empty = jnp.broadcast_to(zero_after(before).astype(jnp.float32), shape)
         drawn = _draw(empty, words, chunk)
         for i in chunk.leaves:
             normals = jax.lax.dynamic_slice(drawn.ravel(), (next(starts),), (leaves[i].size,))
@@ -94,17 +100,18 @@ def add_in_blocks(
 def _draw(empty: Float[Array, "rows block"], words: UInt32[Array, "2"], chunk: Chunk) -> Float[Array, "rows block"]:
     """The chunk's numbers in the array's first rows, made one row after the other."""
     stream, first = (jnp.asarray(x, jnp.uint32) for x in chunk.start)
+    length = empty.shape[1]
 
     def step(
         i: Int[Array, ""], state: tuple[Float[Array, "rows block"], Complex[Array, " half"], UInt32[Array, ""]]
     ) -> tuple[Float[Array, "rows block"], Complex[Array, " half"], UInt32[Array, ""]]:
         # What was made in the last trip is written in this one: in one trip XLA would make it twice, for either half.
-        rows, pairs, block = state
+        rows, pairs, number = state
         row = jnp.concatenate([pairs.real, pairs.imag])
         rows = jax.lax.dynamic_update_index_in_dim(rows, row, jnp.maximum(i - 1, 0), 0)
-        return rows, block_of_pairs(words, stream, block), block + np.uint32(1)
+        return rows, block_of_pairs(words, stream, number, length), number + np.uint32(1)
 
-    nothing = jnp.zeros(BLOCK // 2, jnp.complex64)
+    nothing = jnp.zeros(length // 2, jnp.complex64)
     return jax.lax.fori_loop(0, chunk.blocks + 1, step, (empty, nothing, first))[0]
 
 

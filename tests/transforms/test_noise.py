@@ -15,7 +15,7 @@ import jaxdp
 from jaxdp import sampling, transforms
 from jaxdp._normals import BLOCK, standard_normal
 from jaxdp.transforms._noise import _with_noise
-from jaxdp.transforms._noise_blocks import TOGETHER, chunks_of
+from jaxdp.transforms._noise_blocks import TOGETHER, block_length, chunks_of
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
 
 SIZE = 200_000
@@ -120,7 +120,8 @@ def test_no_two_parameters_have_a_place_in_common(sizes):
     assert all(begin // 2**32 == (end - 1) // 2**32 for begin, end in parts)
     for chunk in chunks:
         assert all(
-            offset + sizes[i] <= chunk.blocks * BLOCK for i, offset in zip(chunk.leaves, chunk.offsets, strict=True)
+            offset + sizes[i] <= chunk.blocks * block_length(sizes)
+            for i, offset in zip(chunk.leaves, chunk.offsets, strict=True)
         )
         assert len(chunk.leaves) == 1 or sum(sizes[i] for i in chunk.leaves) <= max(TOGETHER, *sizes)
 
