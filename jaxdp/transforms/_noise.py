@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -137,34 +137,29 @@ def _with_noise(
     noisy = list(leaves)
     for (shape, dtype, sharding, mine), members in _alike(leaves, shardings, own):
         tagged = jax.random.fold_in(jax.random.fold_in(key, _NOISE_TAG if mine else _OTHER_TAG), count)
-        where = jnp.asarray([place[i] for i in members] if mine else members, jnp.uint32)
-        rows = _rows(tagged, where, shape, dtype, sharding, block)
+        draw = _from_places(tagged, shape, block) if mine else _from_jax(tagged, shape, dtype)
+        which = jnp.asarray([place[i] for i in members] if mine else members, jnp.uint32)
+        rows = _rows(draw, which, sharding)
         for row, i in enumerate(members):
             noisy[i] = leaves[i] + stddevs[i] * rows[row]
     return noisy
 
 
+def _from_places(key: PRNGKeyArray, shape: tuple[int, ...], block: int) -> Callable[[Array], Array]:
+    words = jax.random.key_data(key)
+    return lambda place: normals_from(words, place, shape, block)
+
+
+def _from_jax(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Callable[[Array], Array]:
+    return lambda leaf: jax.random.normal(jax.random.fold_in(key, leaf), shape, dtype)
+
+
 def _rows(
-    key: PRNGKeyArray,
-    where: UInt32[Array, "rows *place"],
-    shape: tuple[int, ...],
-    dtype: Any,
-    sharding: NamedSharding | None,
-    block: int,
+    draw: Callable[[Array], Array], which: UInt32[Array, "rows *place"], sharding: NamedSharding | None
 ) -> Float[Array, "rows ..."]:
-    """Arrays of normal numbers: from these places on, or if they have no place, by JAX from keys with these numbers.
-
-    By a loop: XLA would fuse (and compile) the generator into all that reads a leaf.
-    """
-
-    def draw(at: Array) -> Array:
-        if at.ndim:
-            normals = normals_from(jax.random.key_data(key), at, shape, block)
-        else:
-            normals = jax.random.normal(jax.random.fold_in(key, at), shape, dtype)
-        return normals if sharding is None else jax.lax.with_sharding_constraint(normals, sharding)
-
-    return jax.lax.map(draw, where)
+    """What is drawn for each, by a loop: XLA would fuse (and compile) the generator into all that reads a leaf."""
+    cut = lambda x: x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+    return jax.lax.map(lambda one: cut(draw(one)), which)
 
 
 def _alike(
