@@ -6,10 +6,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from benchmarks.measurement import compile_step, first_line
-from benchmarks.variants import Absent, Privacy, baselines, ours
+from benchmarks.variants import Absent, Choice, Privacy, baselines, ours
 from benchmarks.workloads import Scale, build
 
-PAIRS = (("ghost", "all"), ("bookkeeping", "all"), ("fused", "layer"), ("materialize", "all"))
+CHOICES = (
+    Choice("ghost", "all"),
+    Choice("bookkeeping", "all"),
+    Choice("fused", "layer"),
+    Choice("materialize", "all"),
+)
 # (axis, workload, points)
 PANELS = {
     "full": (("batch_size", "w2", (8, 16, 32, 64, 128, 256)), ("seq", "w3", (64, 128, 256, 512, 1024, 2048))),
@@ -28,7 +33,7 @@ def memory_curves(
         for point in points:
             workload = build(name, scale, dtype=dtype, **{axis: point})
             plain = baselines(workload, privacy or Privacy())[0]
-            for variant in (plain, *ours(workload, privacy or Privacy(), PAIRS)):
+            for variant in (plain, *ours(workload, privacy or Privacy(), CHOICES)):
                 line = {"key": variant.key, "label": variant.label, "points": [], "notes": []}
                 line = lines.setdefault(variant.key, line)
                 if isinstance(variant, Absent):

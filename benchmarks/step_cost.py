@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks import comparators, figures, machine, tables, workloads
 from benchmarks.curves import memory_curves
 from benchmarks.study import Protocol, Study
-from benchmarks.variants import DEFAULT_PAIRS, parse_pairs
+from benchmarks.variants import DEFAULT_CHOICES, parse_choices
 
 RATIOS, CURVES = "step_cost", "memory_curves"
 
@@ -40,9 +40,9 @@ class Settings:
 
     workloads: tuple[str, ...] = workloads.DEFAULT
     """w1, w2, w3, w4-vit, w4-conv, gpu; w4 and all are short for several. None at all for --curves alone."""
-    methods: tuple[str, ...] = tuple(f"{method}/{groups}" for method, groups in DEFAULT_PAIRS)
+    methods: tuple[str, ...] = tuple(str(choice) for choice in DEFAULT_CHOICES)
     """method/groups, or a method alone for its usual group styles. Groups are all, layer, param, or blocks-4 (or
-    another number of uniform blocks)."""
+    another number of uniform blocks). A third part is a microbatch size: bookkeeping/all/2."""
     comparators: tuple[Literal["jax_privacy", "optax"], ...] = comparators.NAMES
     """Other libraries; rows of those that are not installed are left out with a note."""
     scale: Literal["full", "tiny"] = "full"
@@ -54,8 +54,8 @@ class Settings:
     screening: int = 2
     """Timed runs of each microbatch size of jax_privacy to choose from, at least 1."""
     compiles: int = 1
-    """How often each step is compiled, from empty caches; the shortest time counts. (Steps in microbatches are compiled
-    once.)"""
+    """How often each step is compiled, from empty caches; the shortest time counts. (What follows from jax_privacy's
+    microbatch sizes is compiled once.)"""
     memory_gib: float | None = None
     """Steps that need more memory than this are compiled and not run: some take minutes each. (What the machine has
     free is a limit anyway.)"""
@@ -79,7 +79,7 @@ class Settings:
         if self.memory_gib is not None and self.memory_gib <= 0:
             raise ValueError(f"memory_gib is {self.memory_gib}: it must be positive.")
         workloads.expand(self.workloads)
-        parse_pairs(self.methods)
+        parse_choices(self.methods)
 
 
 def measure(settings: Settings, console: Console) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def measure(settings: Settings, console: Console) -> dict[str, Any]:
         settings.repeats,
         settings.warmup,
         settings.screening,
-        parse_pairs(settings.methods),
+        parse_choices(settings.methods),
         settings.comparators,
         compiles=settings.compiles,
         most_bytes=None if settings.memory_gib is None else round(settings.memory_gib * 2**30),

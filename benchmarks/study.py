@@ -8,13 +8,13 @@ import jax
 
 from benchmarks import comparators, machine
 from benchmarks.measurement import Bench, Program, compile_step, first_line, interleaved, summary
-from benchmarks.variants import DEFAULT_PAIRS, Absent, Privacy, Variant, baselines, ours, private
+from benchmarks.variants import DEFAULT_CHOICES, Absent, Choice, Privacy, Variant, baselines, ours, private
 from benchmarks.workloads import Workload
 
 Say = Callable[[str], None]
 
 # What of ours is also measured in the microbatches that are jax_privacy's fastest.
-_IN_MICROBATCHES = ("fused", "layer")
+_IN_MICROBATCHES = Choice("fused", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Protocol:
       repeats: timed rounds over all variants.
       warmup: untimed rounds before them.
       screening: timed runs of each microbatch size of a comparator, to find its best.
-      pairs: methods and group styles.
+      choices: methods and group styles, and microbatch sizes where there are any.
       comparators: other libraries, by name.
       privacy: clipping norm and noise.
       compiles: how often each variant is compiled, from the beginning; the shortest time counts.
@@ -35,7 +35,7 @@ class Protocol:
     repeats: int = 9
     warmup: int = 1
     screening: int = 2
-    pairs: tuple[tuple[str, str], ...] = DEFAULT_PAIRS
+    choices: tuple[Choice, ...] = DEFAULT_CHOICES
     comparators: tuple[str, ...] = comparators.NAMES
     privacy: Privacy = dataclasses.field(default_factory=Privacy)
     compiles: int = 1
@@ -72,7 +72,7 @@ class Study:
     def _variants(self) -> Iterable[Variant | Absent]:
         protocol = self.protocol
         yield from baselines(self.workload, protocol.privacy)
-        yield from ours(self.workload, protocol.privacy, protocol.pairs)
+        yield from ours(self.workload, protocol.privacy, protocol.choices)
         if "optax" in protocol.comparators:
             yield comparators.optax_aggregate(self.workload, protocol.privacy)
         if "jax_privacy" in protocol.comparators:
@@ -134,8 +134,9 @@ class Study:
         fastest = min(best, key=best.__getitem__)
         self.rows[fastest]["fastest"] = True
         size = self.rows[fastest]["microbatch_size"]
-        if size is not None and _IN_MICROBATCHES in self.protocol.pairs:
-            self._compile(private(self.workload, self.protocol.privacy, *_IN_MICROBATCHES, size))
+        choice = _IN_MICROBATCHES._replace(microbatch_size=size)
+        if _IN_MICROBATCHES in self.protocol.choices and choice not in self.protocol.choices and size is not None:
+            self._compile(private(self.workload, self.protocol.privacy, choice))
         chosen = {unbatched, fastest} & best.keys()
         for row in self.rows.values():
             if row["family"] == "jaxdp" and "bytes" in row:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,33 @@ from benchmarks.workloads import Workload
 
 PyTree = Any
 
-# Every pair of a method and a group style that is measured unless others are named.
-DEFAULT_PAIRS = (
-    ("materialize", "all"),
-    ("ghost", "all"),
-    ("bookkeeping", "all"),
-    ("fused", "layer"),
-    ("fused", "param"),
-    ("auto", "all"),
-    ("auto", "layer"),
+
+class Choice(NamedTuple):
+    """A way to clip.
+
+    Attributes:
+      method: of `per_example_grad`.
+      groups: the group style's name.
+      microbatch_size: None is the whole batch at once.
+    """
+
+    method: str
+    groups: str
+    microbatch_size: int | None = None
+
+    def __str__(self) -> str:
+        return "/".join(str(x) for x in self if x is not None)
+
+
+# What is measured unless something else is named.
+DEFAULT_CHOICES = (
+    Choice("materialize", "all"),
+    Choice("ghost", "all"),
+    Choice("bookkeeping", "all"),
+    Choice("fused", "layer"),
+    Choice("fused", "param"),
+    Choice("auto", "all"),
+    Choice("auto", "layer"),
 )
 LEARNING_RATE = 1e-5
 
@@ -117,23 +135,22 @@ def baselines(workload: Workload, privacy: Privacy) -> list[Variant]:
     return rows
 
 
-def ours(
-    workload: Workload, privacy: Privacy, pairs: Iterable[tuple[str, str]] = DEFAULT_PAIRS
-) -> list[Variant | Absent]:
-    """A variant for each pair of a method and a group style, or why there is none."""
-    return [private(workload, privacy, method, groups) for method, groups in pairs]
+def ours(workload: Workload, privacy: Privacy, choices: Iterable[Choice] = DEFAULT_CHOICES) -> list[Variant | Absent]:
+    """A variant for each choice, or why there is none."""
+    return [private(workload, privacy, choice) for choice in choices]
 
 
-def private(
-    workload: Workload, privacy: Privacy, method: Any, groups: str, microbatch_size: int | None = None
-) -> Variant | Absent:
-    """One private step; `None` is the whole batch at once."""
-    key, label = f"{method}/{groups}", f"jaxdp {method}/{groups}"
-    details = {"method": method, "groups": groups, "microbatch_size": microbatch_size}
+def private(workload: Workload, privacy: Privacy, choice: Choice) -> Variant | Absent:
+    """One private step."""
+    method, groups, microbatch_size = choice
+    key, label = str(choice), f"jaxdp {method}/{groups}"
     if microbatch_size is not None:
-        key, label = f"{key}/{microbatch_size}", f"{label}, microbatch {microbatch_size}"
+        label = f"{label}, microbatch {microbatch_size}"
+    details = choice._asdict()
     try:
-        per_example = jaxdp.per_example_grad(workload.loss, method=method)
+        if microbatch_size is not None and workload.batch_size % microbatch_size:
+            raise ValueError(f"microbatches of {microbatch_size} do not divide the batch of {workload.batch_size}.")
+        per_example = jaxdp.per_example_grad(workload.loss, method=cast(Any, method))
         chain = jaxdp.transforms.dpsgd(
             max_norm=privacy.max_norm,
             noise_multiplier=privacy.noise_multiplier,
@@ -165,16 +182,18 @@ def _then(
     return lambda params, state, batch: chain.update(gradient(params, batch), state, params)
 
 
-def parse_pairs(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """`"method/groups"`, or `"method"` alone for its default group styles, as pairs."""
-    pairs: dict[tuple[str, str], None] = {}
+def parse_choices(names: Iterable[str]) -> tuple[Choice, ...]:
+    """`"method/groups"`, `"method/groups/microbatch"`, or `"method"` alone for its usual group styles."""
+    choices: dict[Choice, None] = {}
     for name in names:
-        method, _, groups = name.partition("/")
-        known = [pair for pair in DEFAULT_PAIRS if pair[0] == method]
-        if groups:
-            pairs[method, groups] = None
-        elif known:
-            pairs.update(dict.fromkeys(known))
-        else:
-            raise ValueError(f'methods has {name!r}: name a method and a group style, such as "ghost/all".')
-    return tuple(pairs)
+        method, *rest = name.split("/")
+        usual = [choice for choice in DEFAULT_CHOICES if choice.method == method]
+        size = rest[1] if len(rest) == 2 else "1"
+        if len(rest) > 2 or not size.isdigit() or int(size) < 1 or not (rest or usual):
+            raise ValueError(
+                f'methods has {name!r}: name a method and a group style, such as "ghost/all", and a microbatch size if '
+                'there is to be one, as in "ghost/all/16".'
+            )
+        given = [Choice(method, rest[0], int(size) if len(rest) == 2 else None)] if rest else usual
+        choices.update(dict.fromkeys(given))
+    return tuple(choices)

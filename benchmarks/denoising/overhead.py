@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.measurement import summary
-from benchmarks.variants import Privacy, baselines, make_step, optimizer, ours
+from benchmarks.variants import Choice, Privacy, baselines, make_step, optimizer, ours
 from benchmarks.workloads import Workload
 from jaxdp import transforms
 
@@ -35,7 +35,7 @@ def measure(workload: Workload, repeats: int, say: Callable[[str], None]) -> dic
     params, batch = workload.make_params(), workload.make_batch()
     runs: dict[str, Callable[[], Any]] = {}
     variants = [v for v in baselines(workload, privacy) if v.family == "baseline"]
-    variants += [v for v in ours(workload, privacy, [("auto", "all")]) if hasattr(v, "gradient")]
+    variants += [v for v in ours(workload, privacy, [Choice("auto", "all")]) if hasattr(v, "gradient")]
     for variant in variants:
         step = jax.jit(make_step(variant))
         given = (params, optimizer().init(params), variant.init(params), batch)

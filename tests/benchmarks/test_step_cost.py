@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 DOCUMENT = "before\n<!-- results toy -->\nnothing yet\n<!-- end toy -->\nafter\n"
-METHODS = ("ghost/all", "ghost/param", "materialize/all", "telepathy/all", "ghost/colour")
+METHODS = ("ghost/all", "ghost/param", "materialize/all", "telepathy/all", "ghost/colour", "ghost/all/3")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,9 @@ def gradient(variant, workload):
 
 def test_every_variant_computes_the_same_clipped_mean(toy):
     quiet = Privacy(max_norm=1.0, noise_multiplier=0.0)
-    rows = variants.ours(toy, quiet, [("ghost", "all"), ("materialize", "all"), ("auto", "all")])
+    rows = variants.ours(
+        toy, quiet, variants.parse_choices(["ghost/all", "ghost/all/2", "materialize/all", "auto/all"])
+    )
     rows.append(comparators.optax_aggregate(toy, quiet))
     rows += [row for size in (None, 2) if not isinstance(row := comparators.jax_privacy(toy, quiet, size), Absent)]
     per_example = jax.vmap(jax.grad(toy.loss), in_axes=(None, 0))(toy.make_params(), toy.make_batch())
@@ -251,13 +253,15 @@ def test_ratios_refer_to_the_faster_baseline():
 
 @pytest.mark.quick
 def test_choices_are_read_and_refused():
-    assert variants.parse_pairs(["fused", "ghost/param"]) == (
-        ("fused", "layer"),
-        ("fused", "param"),
-        ("ghost", "param"),
+    assert variants.parse_choices(["fused", "ghost/param", "ghost/param/2"]) == (
+        ("fused", "layer", None),
+        ("fused", "param", None),
+        ("ghost", "param", None),
+        ("ghost", "param", 2),
     )
-    with pytest.raises(ValueError, match="methods has 'telepathy'"):
-        variants.parse_pairs(["telepathy"])
+    for wrong in ("telepathy", "ghost/all/few", "ghost/all/0", "ghost/all/2/2"):
+        with pytest.raises(ValueError, match=f"methods has '{wrong}'"):
+            variants.parse_choices([wrong])
     assert variants.group_style("blocks-4") == jaxdp.per_example.Blocks(4)
     assert variants.group_style("layer") == "layer"
     assert comparators.microbatch_sizes(12) == (1, 2, 4)
