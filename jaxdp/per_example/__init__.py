@@ -1,9 +1,10 @@
 """Per-example gradients of any JAX model, without storing them."""
 
-from jaxdp.per_example._api import PerExampleGrads, per_example_grad
+from jaxdp.per_example._api import per_example_grad
 from jaxdp.per_example._blocks import Blocks
 from jaxdp.per_example._explain import explain
 from jaxdp.per_example._explanation import Explanation, PlannedUse
+from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._inert import Inert
 from jaxdp.per_example._materialize import stacked_squared_norms, stacked_weighted_sum

@@ -110,7 +110,9 @@ def explain(
     rows = _Rows(traced, resolved, plan, leaves, _check.leaf_names(params, "params"), size).all()
     sites = traced.sites.values()
     two_passes = plan is not None and Mode.GHOST in plan.modes.values()
-    extra = 0 if plan is None else size * factor_bytes(plan, assign(traced, resolved, "ghost", size))
+    one_pass, ghost = (assign(traced, resolved, name, size) for name in ("fused", "ghost"))
+    extra = 0 if plan is None else size * factor_bytes(plan, ghost)
+    each = factor_bytes(one_pass, plan) if two_passes else 0
     return Explanation(
         method=method,
         batch_size=size,
@@ -118,7 +120,7 @@ def explain(
         training_flops=size * training_flops(sites),
         second_pass_flops=size * second_pass_flops(sites) if two_passes else 0.0,
         params_bytes=traced.num_bytes,
-        advice=_advice(method, rows, extra, traced.num_bytes),
+        advice=_advice(method, rows, extra, each, traced.num_bytes),
         ranks=_rank_costs(traced, leaves, ranks, noise_multiplier or 0.0, expected_batch_size or size),
     )
 
@@ -261,8 +263,8 @@ class _Rows:
         )
 
 
-def _advice(method: str, rows: Sequence[PlannedUse], extra_bytes: int, params_bytes: int) -> str:
-    """The one thing that would help most."""
+def _advice(method: str, rows: Sequence[PlannedUse], extra_bytes: int, bytes_of_example: int, params_bytes: int) -> str:
+    """The one thing that would help most: `bytes_of_example` are what one pass would keep instead of a second one."""
     stored = [row for row in rows if row.rule == OWN_GRADIENT]
     if method == "materialize":
         return "Every example's gradient is stored; any other method avoids it."
@@ -274,10 +276,14 @@ def _advice(method: str, rows: Sequence[PlannedUse], extra_bytes: int, params_by
             "or smaller microbatches, would avoid it."
         )
     if any(row.clipped == "second pass" for row in rows):
-        return (
-            'Norms and sums take two backward passes; groups="layer" needs one, and method="fused" takes one for any '
-            "groups but holds factors."
+        advice = (
+            'Norms and sums take two backward passes; groups="layer" needs one, and method="fused" takes one for any'
         )
+        if not bytes_of_example:
+            return f"{advice} groups and holds no more for it."
+        fits = int(FACTOR_ALLOWANCE * params_bytes // bytes_of_example)
+        small = f'; in microbatches of at most {fits}, method="auto" does, too' if fits else ""
+        return f"{advice} groups but holds {bytes_of_example / 1e6:.3g} MB for each example{small}."
     if extra_bytes > FACTOR_ALLOWANCE * params_bytes:
         return (
             f"Factors of {extra_bytes / 1e6:.3g} MB are kept out of loops and checkpoints until the end of the pass; "

@@ -186,6 +186,18 @@ def test_the_table_is_aligned_and_complete() -> None:
     assert "3 groups" in str(plan) and total.split()[1] == f"{plan.flops / 1e9:.3g}"
 
 
+def test_advice_names_the_microbatches_that_take_one_pass() -> None:
+    case = stack_of_layers(jax.checkpoint, size=64)
+    plan = jaxdp.explain(case.loss, case.params, case.batch)
+    assert "second pass" in places(plan)
+    size = int(plan.advice.split("microbatches of at most ")[1].split(",")[0])
+    of_size = lambda n: places(jaxdp.explain(case.loss, case.params, case.batch[:n]))
+    assert size >= 1 and of_size(size) == {"end of pass"} and "second pass" in of_size(size + 1)
+    # Outside loops and checkpoints nothing is held that a second pass would not hold, too.
+    flat = stack_of_layers(scanned=False)
+    assert "holds no more" in jaxdp.explain(flat.loss, flat.params, flat.batch, method="ghost").advice
+
+
 def test_advice_names_the_leaf_that_is_stored() -> None:
     case = ZOO["weight_normalised"]()
     plan = jaxdp.explain(case.loss, case.params, case.batch)
