@@ -44,7 +44,8 @@ def per_example_grad(
         group's norm is complete; `"fused"` does the same, but clips a group that lives in one use within that use's
         backward pass; `"materialize"` is the reference, `vmap(grad)`; `"auto"` is `"fused"`, but takes a second pass
         for groups that are complete only at the end, where keeping factors of loops and checkpoints for them would
-        need more memory than `jaxdp.per_example.FACTOR_ALLOWANCE` (1) times the parameters.
+        need more memory than `jaxdp.per_example.FACTOR_ALLOWANCE` (1) times the parameters. In small enough
+        microbatches they do not; `jaxdp.explain` says how small.
       rules: for parameters whose norm is found from matrix products, `"gram"` or `"materialize"` instead of what a cost
         model chooses, by path as `jaxdp.explain` prints it: `{"params['head']": "gram"}`. A `*` stands for any
         characters, everything else for itself, and of several patterns that match a path the last one counts.
