@@ -112,7 +112,7 @@ def explain(
     two_passes = plan is not None and Mode.GHOST in plan.modes.values()
     one_pass, ghost = (assign(traced, resolved, name, size) for name in ("fused", "ghost"))
     extra = 0 if plan is None else size * factor_bytes(plan, ghost)
-    each = factor_bytes(one_pass, plan) if two_passes else 0
+    each = factor_bytes(one_pass, plan) if plan is not None and two_passes else 0
     return Explanation(
         method=method,
         batch_size=size,
