@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp.norms import TERMS
 from jaxdp.per_example._batching import force_batched
 from jaxdp.per_example._families import Family, finish
 from jaxdp.per_example._operand_views import OperandViews
@@ -77,13 +78,13 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
-                inner, nothing = weigh.with_consts(consts), jnp.zeros(1, jnp.float32)
+                inner, nothing = weigh.with_consts(consts), jnp.zeros((TERMS, 1), jnp.float32)
                 for family in families:
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
                     norm, found = finish(family, inner, threshold, nothing, mine, unbatched, keys)
-                    norms[first] = norm[0]
+                    norms[first] = norm[:, 0]
                     totals.update(found)
                 (leaf_totals,) = pull_views(totals)
                 for leaf, at in positions(leaves).items():

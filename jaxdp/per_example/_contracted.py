@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from jaxdp._wide import wide
-from jaxdp.norms import clipped_outer_sum, estimated_clipped_sum, factored_squared_norm, full_product, prefers_reuse
+from jaxdp.norms import (
+    clipped_outer_sum,
+    estimated_clipped_sum,
+    factored_certificate,
+    full_product,
+    prefers_reuse,
+    shared_unit,
+)
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product
 
 # Sequences from which on a loop over examples costs no time beside what is done for each.
@@ -79,14 +86,23 @@ class Contracted(Use):
             return self._unfold(full_product("tc,tp->cp", a[0], g[0])[None])
         return self._unfold(full_product("ktc,ktp->kcp", a, g))
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, "4"]:
         """From the factors, without the outer product where that is cheaper."""
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
         if self.choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2]) is None:
             a, g = _by_part(a, g, self.parts)
-        return factored_squared_norm(a, g, self.choice, key)
+        return factored_certificate(a, g, self.choice, key, self.eqn.params["precision"])
+
+    def terms(self, ct_shape: tuple[int, ...]) -> int:
+        """T of the factors."""
+        return self.sizes(ct_shape)[1]
+
+    def shared_unit(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> float:
+        """Of one product over the batch and the sequence."""
+        _, _, c, p = self.sizes(ct_shape)
+        return shared_unit(terms, c, p, dtype, self.eqn.params["precision"], self.choice.examples)
 
     def weighted_sum(
         self,
@@ -153,7 +169,7 @@ class Contracted(Use):
         batched: dict[int, bool],
         cts: Any,
         keys: Key[Array, "*each"] | None = None,
-    ) -> tuple[Float[Array, " batch"], Array]:
+    ) -> tuple[Float[Array, "batch 4"], Array]:
         """A few examples at a time: their gradients squared, weighted, added up; one where norms are estimated."""
         other, size = 1 - self.index, cts[0].shape[0]
         x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
@@ -163,7 +179,7 @@ class Contracted(Use):
             assert keys is not None
             total, norms = estimated_clipped_sum(a[:, 0], g[:, 0], weigh, rest, self.choice, keys, precision)
             return norms, self._unfold(total[None])
-        total, norms = clipped_outer_sum(a, g, weigh, rest, precision)
+        total, norms = clipped_outer_sum(a, g, weigh, rest, precision, self.choice.examples)
         return norms, self._unfold(total)
 
 

@@ -19,6 +19,7 @@ from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._placement import Placement
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import Projection, check_projection, project_stacked
+from jaxdp.per_example._slack import Slack, slack_of_sum
 from jaxdp.per_example._traced import Traced, trace, zero_total
 
 PyTree = Any
@@ -174,6 +175,21 @@ class PerExampleGrads(Inert):
         """The clipping groups that a specification means for this model: layers scanned over are told apart."""
         return resolve_groups(spec, self._params, self._trace().stacks)
 
+    def slack(self, norm: Norm = EXACT) -> Slack:
+        r"""What rounding may add to an example's influence on the clipped sum, as a share s of the clipping norm.
+
+        Args:
+          norm: as in `clipped_sum`.
+
+        Returns:
+          A `Slack` of public numbers: `total` is s, so that a sum clipped to R moves by at most $(1 + s) R$ when an
+          example comes or goes; `per_example` is the share by which one example may move rounding errors.
+
+        References:
+          docs/floating_point.md.
+        """
+        return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size)
+
     def matrices(self) -> PyTree:
         """Which parameters the loss uses as matrices only, and along which axes.
 
@@ -282,9 +298,9 @@ class PerExampleGrads(Inert):
         check_norm(norm)
         if key is None and not isinstance(norm, Exact):
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
-        return Engine(
-            self._loss, self._params, self._trace(norm), self._method, None if isinstance(norm, Exact) else key
-        )
+        limit = self.slack(norm).per_example
+        key = None if isinstance(norm, Exact) else key
+        return Engine(self._loss, self._params, self._trace(norm), self._method, key, limit)
 
     def _trace(self, norm: Norm = EXACT) -> Traced:
         """The loss and its uses of parameters, traced once: groups, norms and sums all ask for them."""
@@ -293,9 +309,14 @@ class PerExampleGrads(Inert):
             randomized = None if isinstance(norm, Exact) else norm
             projections = dict(self._projections)
             self._traces[norm] = trace(
-                self._loss, self._params, self._batch, self._rules, randomized, projections, parts
+                self._loss, self._params, self._batch, self._rules, randomized, projections, parts, self._together
             )
         return self._traces[norm]
+
+    @property
+    def _together(self) -> int:
+        """How many examples' terms meet in one product."""
+        return self.batch_size if self._microbatch_size is None else min(self._microbatch_size, self.batch_size)
 
     def _rows(self) -> Int[Array, " batch"]:
         """Places of the examples in the logical batch."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxdp._wide import wide_dtype
+from jaxdp.norms import of_squared_norms
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._groups import Groups
 
@@ -24,6 +25,18 @@ def stacked_squared_norms(grads: PyTree, groups: Groups) -> Float[Array, "batch 
 
     found = zip(leaves, groups.of_leaf, strict=True)
     return add_up(len(groups), [(mine, squares(leaf, len(mine))) for leaf, mine in found])
+
+
+def stacked_certificates(grads: PyTree, groups: Groups, examples: int) -> Float[Array, "batch 4 groups"]:
+    """What is known of these norms, of gradients that are summed as they are."""
+
+    def certificates(leaf: Array, entries: int) -> Array:
+        wide = leaf.astype(wide_dtype(leaf.dtype)).reshape(leaf.shape[0], entries, -1)
+        squares = jnp.einsum("bei,bei->be", wide, wide, precision="highest")
+        return of_squared_norms(squares, wide.shape[-1], wide.dtype, examples, axis=1)
+
+    found = zip(jax.tree.leaves(grads), groups.of_leaf, strict=True)
+    return add_up(len(groups), [(mine, certificates(leaf, len(mine))) for leaf, mine in found])
 
 
 def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], groups: Groups) -> PyTree:

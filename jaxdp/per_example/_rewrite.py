@@ -41,6 +41,7 @@ class Rewriter:
       remat: whether there is a checkpoint around.
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
+      examples: how many examples' terms meet in one product of a sum.
     """
 
     modes: dict[int, Mode]
@@ -55,6 +56,7 @@ class Rewriter:
     remat: bool = False
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    examples: int = 1
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
@@ -104,7 +106,7 @@ class Rewriter:
 
     def _choice(self, weight: Weight) -> NormChoice:
         rule: Rule | None = next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
-        return NormChoice(rule, self.randomized)
+        return NormChoice(rule, self.randomized, self.examples)
 
     def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
         fixed = all(x.fixed for x in operands if isinstance(x, Plain))
@@ -149,7 +151,9 @@ class Rewriter:
         """Turn a weight into an ordinary value, one copy per example."""
         if isinstance(entry, Plain):
             return entry, {}
-        outs, emitted = self._tap(lambda values: [values[0]], {0: Escaped(None, 0)}, [entry], path)
+        outs, emitted = self._tap(
+            lambda values: [values[0]], {0: Escaped(None, 0, NormChoice(examples=self.examples))}, [entry], path
+        )
         return outs[0], emitted
 
     def escape_all(self, entries: Sequence[Entry], path: Path) -> tuple[list[Plain], dict[Key, Any]]:

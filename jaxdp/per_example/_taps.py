@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp.norms import TERMS
 from jaxdp.per_example._batching import force_batched, on_its_device
 from jaxdp.per_example._use import Use, is_float
 from jaxdp.per_example._use_clipping import clipped, contracted
@@ -61,7 +62,7 @@ def tap(
     r"""Run an equation so that its backward pass reports on its weights as their leaves' `modes` say.
 
     Cotangents add up by themselves over taps and loop steps, so the cotangent of a slot shared by several taps is the
-    sum of their squared norms.
+    sum of their certificates.
     """
     weights = {i: x for i, x in enumerate(operands) if isinstance(x, Weight)}
     others = {i: x.value for i, x in enumerate(operands) if isinstance(x, Plain)}
@@ -100,13 +101,13 @@ def tap(
             if mode in (Mode.REPORT, Mode.PRODUCT):
                 report_cts[port] = _report(use, mode, kept, cts, reports[port])
             elif mode is Mode.CLIP:
-                alone = jnp.zeros((), jnp.float32)
+                alone = jnp.zeros(TERMS, jnp.float32)
                 norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, one, kept, cts, key)
             elif mode is Mode.OWN:
                 own = use.gradient(kept, cts)
             else:
                 total = contracted(use, gate_ct, one, kept, cts)
-                norm = use.squared_norm(kept, cts, key).astype(jnp.float32) if mode is Mode.GHOST else None
+                norm = use.certificate(kept, cts, key) if mode is Mode.GHOST else None
             total = None if total is None else total.astype(shadow.total.dtype)
             shadow_cts.append(Shadow(total, own, norm))  # pyright: ignore[reportArgumentType]
         other_cts: dict[int, Any] = dict.fromkeys(others)
@@ -130,8 +131,7 @@ def tap(
 
 def _anchor(shadows: Sequence[Shadow]) -> Array:
     """A value with a batch axis, whatever the tap's operands have."""
-    slot = shadows[0].slot
-    return slot.reshape(-1)[0] if slot.ndim else slot
+    return shadows[0].slot.reshape(-1)[0]
 
 
 def _report(use: Use, mode: Mode, kept: dict[int, Array], cts: list[Array], slots: Report) -> Report:

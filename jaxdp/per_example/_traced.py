@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdp._wide import wide_dtype
-from jaxdp.norms import Randomized, Rule
+from jaxdp.norms import TERMS, Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._projection import Projection
@@ -37,6 +37,7 @@ class Traced:
       num_bytes: the parameters' size.
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
+      examples: how many examples' terms meet in one product of a sum: those of a microbatch.
     """
 
     closed: Any
@@ -48,6 +49,7 @@ class Traced:
     num_bytes: int
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    examples: int = 1
 
     def sites_of(self, leaf: int) -> dict[Key, Site]:
         """The uses of one leaf."""
@@ -98,6 +100,7 @@ def trace(
     randomized: Randomized | None = None,
     projections: dict[int, Projection] | None = None,
     parts: dict[int, tuple[int, ...]] | None = None,
+    examples: int = 1,
 ) -> Traced:
     """Trace the loss of one example and find every use of every leaf."""
     example = example_structs(batch)
@@ -106,7 +109,9 @@ def trace(
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
     subspaces = projections or {}
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {})
+    traced = Traced(
+        closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {}, examples
+    )
     rewriter = Rewriter(
         {},
         {},
@@ -115,10 +120,11 @@ def trace(
         randomized=randomized,
         projections=subspaces,
         parts=traced.parts,
+        examples=examples,
     )
 
     def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros((), jnp.float32), basis=p and p.matrix)
+        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros(TERMS, jnp.float32), basis=p and p.matrix)
         weights = [weight_of(i, x, shadow(x, subspaces.get(i))) for i, x in enumerate(leaves)]
         return traced.evaluate(rewriter, weights, example)[0]
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide
-from jaxdp.norms import ANY_EXACT, NormChoice
+from jaxdp.norms import ANY_EXACT, NormChoice, of_array, shared_array_unit
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 
@@ -70,7 +70,7 @@ class Use:
 
     eqn: Any
     index: int
-    choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found
+    choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found, and how many examples meet
 
     # Operands whose values the backward pass needs; None for all.
     saved: ClassVar[tuple[int, ...] | None] = None
@@ -121,8 +121,8 @@ class Use:
         batched: dict[int, bool],
         cts: Any,
         keys: Key[Array, "*each"] | None = None,
-    ) -> tuple[Float[Array, " batch"], Array]:
-        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go.
+    ) -> tuple[Float[Array, "batch 4"], Array]:
+        """Certificates, and the sum of gradients weighted by `weigh(certificates, rest)`, in one go.
 
         `keys` are those of the norm's probes: one, or one for each example.
         """
@@ -144,16 +144,26 @@ class Use:
 
         return list(jax.vjp(apply, *[operands[i] for i in wanted])[1](list(cts)))
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
-        """Squared norm of `gradient`, of which few are alive at a time; or its estimate, with probes from the key."""
+    ) -> Float[Array, "4"]:
+        """What is known of `gradient`'s norm, few of them alive at a time; estimated ones take probes from the key."""
         del key
 
         def norm(operands: Operands, cts: Sequence[Array]) -> Array:
-            return jnp.sum(jnp.square(self.gradient(operands, cts)))
+            return of_array(self.gradient(operands, cts), self.choice.examples)
 
         return few_at_a_time(norm, self.eqn.invars[self.index].aval.size, operands, list(cts))
+
+    def terms(self, ct_shape: tuple[int, ...]) -> int:
+        """How many terms of one example its weighted sum adds up by itself, at one run of the equation."""
+        del ct_shape
+        return 1
+
+    def shared_unit(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> float:
+        """Rounding of a sum in which all examples' terms meet, as a share of what these measure."""
+        del ct_shape, terms
+        return shared_array_unit(self.choice.examples, dtype)
 
     def weighted_sum(
         self,
@@ -169,12 +179,12 @@ class Use:
 class Elementwise(Use):
     """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
-        """Squared norm of `gradient`."""
+    ) -> Float[Array, "4"]:
+        """What is known of the norm of `gradient`."""
         del key
-        return jnp.sum(jnp.square(self.gradient(operands, cts)))
+        return of_array(self.gradient(operands, cts), self.choice.examples)
 
     def weighted_sum(
         self,

@@ -19,7 +19,7 @@ class Shadow(NamedTuple):
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
-    slot: Array  # float32, one per example: its cotangent is the squared norm
+    slot: Array  # float32, one per example, `[..., 4]`: its cotangent is the certificate of the gradient's norm
     threshold: Array | None = None  # what the clipping weight is computed with, beside the squared norm
     key: ProbeKeys | None = None  # of the probes that this gradient's norm is estimated from
     basis: Array | None = None  # P of the subspace that the gradient is wanted in, `[*stack, ..., k, r]`

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
-from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, sum_shardings
+from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, slack_of, sum_shardings
 from jaxdp.transforms._spec import (
     SMALLEST_BOUND,
     ClipSpec,
@@ -243,10 +243,12 @@ def adaptive_clip(
             tree = jax.tree.map(lambda x: x / bound.astype(x.dtype), tree)
             bounds = thresholds / bound
         gammas = spec.gammas(thresholds, resolved.names)
+        slack = slack_of(updates).total
         if gammas is not None:
-            scales = noise_scales(tree, resolved, bounds, gammas)
+            scales = noise_scales(tree, resolved, bounds * (1 + slack), gammas)
         spent, shardings = indicators.spent_precision(len(resolved)), sum_shardings(updates, tree)
-        clipped = ClippedSum(tree, 1.0 if normalize else bound, scales, spent, shardings=shardings)
+        sensitivity = (1.0 if normalize else bound) * (1 + slack)
+        clipped = ClippedSum(tree, sensitivity, scales, spent, shardings=shardings, slack=slack)
         release_key = jax.random.fold_in(jax.random.fold_in(state.key, _INDICATOR_TAG), state.count)
         below = indicators.release(summed.squared_norms, thresholds, summed.mask, release_key)
         moved = thresholds * jnp.exp(-learning_rate * (below - target_quantile))

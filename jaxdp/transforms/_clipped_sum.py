@@ -38,6 +38,7 @@ class ClippedSum(Inert):
       norm: how the norms were found. Where they were estimated, `sensitivity` is the nominal $\sqrt{\sum_m R_m^2}$, and
         only the law that `Clip.dp_event` names bounds an example's influence.
       shardings: pytree like `tree`, how its leaves are cut over the devices of a mesh; None on one device.
+      slack: the share of the clipping norm that `sensitivity` and `noise_scales` hold for rounding, a public number.
     """
 
     _refusal = (
@@ -51,6 +52,7 @@ class ClippedSum(Inert):
     spent_precision: float = 0.0
     norm: Norm = EXACT
     shardings: PyTree | None = None
+    slack: float = 0.0
 
     def noise_multiplier(self, joint: float | int) -> float:
         r"""The sum's own noise multiplier, where `joint` is that of everything released about these examples.

@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxdp.norms import Norm
+from jaxdp.norms import EXACT, Norm, certified_norm
 from jaxdp.per_example import (
     Groups,
     PerExampleGrads,
+    Slack,
     resolve_groups,
-    stacked_squared_norms,
+    slack_of_arrays,
+    stacked_certificates,
     stacked_weighted_sum,
 )
 from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
@@ -44,6 +46,14 @@ def clip_and_sum(
     return _stacked(updates, groups, weight_fn, thresholds)[0]
 
 
+def slack_of(updates: PyTree, norm: Norm = EXACT) -> Slack:
+    """What rounding may add to an example's influence on the sum, as a share of the clipping norm."""
+    if isinstance(updates, PerExampleGrads):
+        return updates.slack(norm)
+    leaves = jax.tree.leaves(updates)
+    return slack_of_arrays(leaves[0].shape[0], [leaf.dtype for leaf in leaves])
+
+
 def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
     """How the examples' sum is cut over the devices of a mesh, if that was said."""
     return updates.sum_shardings(tree) if isinstance(updates, PerExampleGrads) else None
@@ -68,10 +78,12 @@ def clip_and_sum_with_norms(
 
 
 def _stacked(updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Array) -> tuple[PyTree, Array]:
-    norms = stacked_squared_norms(updates, groups)
-    finite = jnp.all(jnp.isfinite(norms), axis=1, keepdims=True)
-    weights = jnp.where(finite, weight_fn(norms, thresholds[None]), 0.0)
-    return stacked_weighted_sum(updates, weights, groups), norms
+    size = jax.tree.leaves(updates)[0].shape[0]
+    found = stacked_certificates(updates, groups, size)
+    certified = certified_norm(jnp.swapaxes(found, 1, 2), slack_of(updates).per_example)
+    finite = jnp.all(jnp.isfinite(certified), axis=1, keepdims=True)
+    weights = jnp.where(finite, weight_fn(jnp.square(certified), thresholds[None]), 0.0)
+    return stacked_weighted_sum(updates, weights, groups), found[:, 0]
 
 
 def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
