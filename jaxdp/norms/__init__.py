@@ -2,12 +2,15 @@
 
 from jaxdp.norms._certificate import (
     TERMS,
+    Accumulation,
+    blocked_product,
     certified_norm,
+    meeting_of_arrays,
+    meeting_of_products,
     of_array,
     of_product,
     of_squared_norms,
     plain_norms,
-    shared_array_unit,
     shared_unit,
 )
 from jaxdp.norms._choice import (
@@ -44,7 +47,7 @@ from jaxdp.norms._exact import (
     summed_rows,
     summed_rows_certificate,
 )
-from jaxdp.norms._rounding import kappa, magnitude, norm_product_unit, unit
+from jaxdp.norms._rounding import kappa, magnitude, sum_unit, unit
 from jaxdp.norms._sketches import probe_matrix
 
 __all__ = [
@@ -52,6 +55,7 @@ __all__ = [
     "EXACT",
     "NOTHING",
     "TERMS",
+    "Accumulation",
     "Cost",
     "Exact",
     "HutchPP",
@@ -62,6 +66,7 @@ __all__ = [
     "NormRule",
     "Randomized",
     "Rule",
+    "blocked_product",
     "certified_norm",
     "check_norm",
     "clipped_outer_sum",
@@ -73,8 +78,9 @@ __all__ = [
     "gram_cost",
     "kappa",
     "magnitude",
+    "meeting_of_arrays",
+    "meeting_of_products",
     "mixed_factored_certificate",
-    "norm_product_unit",
     "norm_rule",
     "of_array",
     "of_product",
@@ -89,9 +95,9 @@ __all__ = [
     "rows_certificate",
     "rows_norm_cost",
     "rows_sum_cost",
-    "shared_array_unit",
     "shared_unit",
     "sum_cost",
+    "sum_unit",
     "summed_rows",
     "summed_rows_certificate",
     "unit",

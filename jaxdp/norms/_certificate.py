@@ -15,12 +15,13 @@ number $\mu$ goes into the sensitivity. Proofs: docs/floating_point.md.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._weighted import BLOCK_ROWS, in_blocks
 from jaxdp.norms._rounding import (
     OTHER_ROUNDINGS,
     SMALLEST_SQUARE,
@@ -33,6 +34,9 @@ from jaxdp.norms._rounding import (
 
 # Length of a certificate.
 TERMS = 4
+
+# Sums of blocks of examples that are held at a time.
+_BLOCKED_ELEMENTS = 1 << 23
 
 # Weights, roots and sums of few certificates are rounded, too.
 _LAST_ROUNDINGS = 1.0 + 2.0**-19
@@ -55,15 +59,48 @@ def of_squared_norms(
 ) -> Float[Array, "..."]:
     """The same from squared norms, each added up from `size` squares, along a new axis."""
     u = unit(dtype)
-    own, all_of_them = OTHER_ROUNDINGS * u, shared_array_unit(examples, dtype)
+    own, all_of_them = OTHER_ROUNDINGS * u, meeting_of_arrays(examples, dtype).unit
     margin = squared * ((reduction_depth(size) + 2) * u * UPWARDS) + SMALLEST_SQUARE * size
     found = (squared, margin, squared * (own * own * UPWARDS), squared * (all_of_them * all_of_them * UPWARDS))
     return jnp.stack([x.astype(jnp.float32) for x in found], axis=axis)
 
 
-def shared_array_unit(examples: int, dtype: Any) -> float:
-    """Rounding of a sum of so many arrays, as a share of what they measure."""
-    return (examples + OTHER_ROUNDINGS) * unit(dtype)
+class Accumulation(NamedTuple):
+    r"""How the examples' terms meet in a sum.
+
+    Attributes:
+      rows: how many examples' terms are added up in one accumulator.
+      unit: how much that rounds, as a share of what they measure.
+      links: how many sums of such, at most, are added up one after the other.
+      tree: whether they are added up in pairs of pairs instead.
+    """
+
+    rows: int
+    unit: float
+    links: int = 0
+    tree: bool = False
+
+
+def meeting_of_arrays(examples: int, dtype: Any) -> Accumulation:
+    """Of one array for each example, added up by `weighted_total`."""
+    blocks = in_blocks(examples)
+    rows = BLOCK_ROWS if blocks else examples
+    return Accumulation(rows, (rows + OTHER_ROUNDINGS) * unit(dtype), math.ceil(examples / rows) - 1, blocks)
+
+
+def meeting_of_products(sizes: tuple[int, int, int, int], dtype: Any, precision: Any, examples: int) -> Accumulation:
+    """Of factors of sizes K, T, C, P for each example, in one product or in products of blocks of examples."""
+    k, t, c, p = sizes
+    if blocked_product(k, t, c, p, examples):
+        rows = max(1, BLOCK_ROWS // t)
+        return Accumulation(rows, sum_unit(rows * t, c, p, dtype, precision), math.ceil(examples / rows) - 1, True)
+    return Accumulation(examples, sum_unit(t * examples, c, p, dtype, precision))
+
+
+def blocked_product(k: int, t: int, c: int, p: int, examples: int) -> bool:
+    """Whether a product over examples is made block by block: where many short ones meet in a small result."""
+    rows = max(1, BLOCK_ROWS // max(1, t))
+    return in_blocks(t * examples) and t <= BLOCK_ROWS and math.ceil(examples / rows) * k * c * p <= _BLOCKED_ELEMENTS
 
 
 def of_sum(
@@ -101,12 +138,12 @@ def of_product(
         made = 2 * math.sqrt(n) * (made + norm_product_unit(n, t, t, dtype))
     margin = squared * ((reduction_depth(k * c * p) + 2) * u * UPWARDS) + SMALLEST_SQUARE * k * c * p
     summed = sum_unit(t, c, p, dtype, precision)
-    return of_sum(squared, margin, magnitudes, made, summed, shared_unit(t, c, p, dtype, precision, examples))
+    return of_sum(squared, margin, magnitudes, made, summed, shared_unit(sizes, dtype, precision, examples))
 
 
-def shared_unit(t: int, c: int, p: int, dtype: Any, precision: Any, examples: int) -> float:
-    """`sum_unit` where the terms of so many examples are added up in one product."""
-    return sum_unit(t * examples, c, p, dtype, precision)
+def shared_unit(sizes: tuple[int, int, int, int], dtype: Any, precision: Any, examples: int) -> float:
+    """`sum_unit` where other examples' terms are added up in the same product."""
+    return meeting_of_products(sizes, dtype, precision, examples).unit
 
 
 def certified_norm(terms: Float[Array, "*any 4"], limit: float) -> Float[Array, "*any"]:

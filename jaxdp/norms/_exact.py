@@ -76,7 +76,7 @@ def outer_certificate(
     if how == "Gram":
         squared, margin, magnitudes = _gram_squared_norm(a, g)
         summed = _rounding.sum_unit(t, c, p, a.dtype, precision)
-        shared = shared_unit(t, c, p, a.dtype, precision, examples)
+        shared = shared_unit((k, t, c, p), a.dtype, precision, examples)
         return of_sum(squared, margin, magnitudes, 0.0, summed, shared)
     piecewise = lambda: _tiled_sums(a, g, max(1, _ALIVE_ELEMENTS // (k * c)))
     squared, magnitudes = _product_sums(a, g) if how == "product" else piecewise()
@@ -93,7 +93,7 @@ def _vector_certificate(
     depth = _rounding.reduction_depth(c) + _rounding.reduction_depth(p) + 4
     margin = squared * (depth * _rounding.unit(a.dtype) * _rounding.UPWARDS) + jnp.sum(_lost_squares(aa, gg, c, p))
     summed = _rounding.sum_unit(1, c, p, a.dtype, precision)
-    shared = shared_unit(1, c, p, a.dtype, precision, examples)
+    shared = shared_unit((a.shape[0], 1, c, p), a.dtype, precision, examples)
     return of_sum(squared, margin, jnp.sqrt(aa * gg), 0.0, summed, shared)
 
 
@@ -323,7 +323,7 @@ def mixed_certificate(
     margin = wider + 2 * unit * size * _rounding.UPWARDS + 4 * u * apart
     magnitudes = _rounding.magnitude(a, g) + jnp.sum(_rounding.row_norms(rows))
     summed = _rounding.sum_unit(t, v, p, a.dtype, precision) + (s + 4) * u
-    shared = shared_unit(t, v, p, a.dtype, precision, examples) + (s * examples + 4) * u
+    shared = shared_unit((1, t, v, p), a.dtype, precision, examples) + (s * examples + 4) * u
     return of_sum(squared, margin, magnitudes[None], 0.0, summed, shared)
 
 

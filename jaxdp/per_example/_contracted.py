@@ -5,17 +5,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from jaxdp._weighted import BLOCK_ROWS, cut_in_blocks, tree_sum
 from jaxdp._wide import wide
 from jaxdp.norms import (
+    Accumulation,
+    blocked_product,
     clipped_outer_sum,
     estimated_clipped_sum,
     factored_certificate,
     full_product,
+    meeting_of_products,
     prefers_reuse,
-    shared_unit,
 )
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product
 
@@ -99,10 +103,13 @@ class Contracted(Use):
         """T of the factors."""
         return self.sizes(ct_shape)[1]
 
-    def shared_unit(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> float:
-        """Of one product over the batch and the sequence."""
-        _, _, c, p = self.sizes(ct_shape)
-        return shared_unit(terms, c, p, dtype, self.eqn.params["precision"], self.choice.examples)
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One product over the batch and the sequence; or products of a few examples, one after the other."""
+        k, t, c, p = self.sizes(ct_shape)
+        examples = self.choice.examples
+        found = meeting_of_products((k, terms, c, p), dtype, self.eqn.params["precision"], examples)
+        in_one_go = self.reuses_gradient([jax.ShapeDtypeStruct(ct_shape, dtype)])
+        return found._replace(links=max(found.links, examples), tree=False) if in_one_go else found
 
     def weighted_sum(
         self,
@@ -119,7 +126,13 @@ class Contracted(Use):
             return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
         # The smaller factor takes the weights, since what is scaled is held once more.
         a, g = self._factors(scaled(x), ct, 1) if x.size <= ct.size else self._factors(x, scaled(ct), 1)
-        if a.shape[1] == 1:
+        size, k, t, c = a.shape
+        if blocked_product(k, t, c, g.shape[-1], size):
+            # In blocks, so that fewer terms meet in one accumulator.
+            a, g = (cut_in_blocks(y, max(1, BLOCK_ROWS // t)) for y in (a, g))
+            blocks = jnp.einsum("nbktc,nbktp->nkcp", a, g, precision=self.eqn.params["precision"])
+            return self._unfold(tree_sum(blocks))
+        if k == 1:
             # As a batch axis, an axis of length one would have both factors copied first to bring their axes in order.
             a, g = (y.reshape(-1, y.shape[3]) for y in (a, g))
             return self._unfold(jnp.einsum("tc,tp->cp", a, g, precision=self.eqn.params["precision"])[None])

@@ -1,5 +1,6 @@
 """Uses as kernels of convolutions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxdp._late import zeros_after
 from jaxdp._shards import chunk_size, shards_of, sum_examples
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
-from jaxdp.norms import magnitude, of_array, of_product, outer_certificate, probe_matrix, shared_unit
+from jaxdp.norms import Accumulation, magnitude, of_array, of_product, outer_certificate, probe_matrix, sum_unit
 from jaxdp.per_example._batching import few_at_a_time
 from jaxdp.per_example._canonical import has_canonical_form, pull_back
 from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
@@ -93,10 +94,21 @@ class Convolved(Use):
         """Output positions."""
         return self.sizes(ct_shape)[1]
 
-    def shared_unit(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> float:
-        """Of one product over the batch and the output positions."""
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One product over a few examples and the output positions, then the next; off a CPU one over the batch."""
         _, _, c, p = self.sizes(ct_shape)
-        return shared_unit(terms, c, p, dtype, self.eqn.params["precision"], self.choice.examples)
+        examples = self.choice.examples
+        rows = examples
+        if jax.default_backend() == "cpu":
+            rows = chunk_size(examples // shards_of(examples), self._together(ct_shape))
+        return Accumulation(
+            rows, sum_unit(rows * terms, c, p, dtype, self.eqn.params["precision"]), math.ceil(examples / rows) - 1
+        )
+
+    def _together(self, ct_shape: tuple[int, ...]) -> int:
+        """How many examples are multiplied at a time, at most."""
+        _, t, _, _ = self.sizes(ct_shape)
+        return max(alive_elements() // max(1, self._alive(ct_shape)), -(-_SUM_ROWS // max(1, t)))
 
     def _with_groups(self, x: Array) -> Array:
         """With an axis for groups, also if there is one only."""
@@ -148,9 +160,8 @@ class Convolved(Use):
             return self._folded_gradient(weights, x, cts[0])
         # Patches and a product take no longer there than the convolution's own backward pass, nor in a loop, where
         # XLA's convolutions are slow.
-        _, t, _, _ = self.sizes(cts[0].shape[1:])
         precision = self.eqn.params["precision"]
-        most = max(alive_elements() // max(1, self._alive(cts[0].shape[1:])), -(-_SUM_ROWS // max(1, t)))
+        most = self._together(cts[0].shape[1:])
 
         def add(total: Array, part: Any) -> tuple[Array, None]:
             weights, x, ct = part

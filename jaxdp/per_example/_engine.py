@@ -34,7 +34,7 @@ from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
 PyTree = Any
 
 # By how much a second pass may find an example larger than the first one did: its program rounds in other places.
-SECOND_PASS = 2.0**-12
+_SECOND_PASS, _SECOND_NARROW_PASS = 2.0**-18, 2.0**-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +111,14 @@ def _size(batch: PyTree) -> int:
 
 
 def _unless_larger(
-    norms: Float[Array, "batch 4 groups"], first: Float[Array, "batch 4 groups"], second: Float[Array, "batch 4 groups"]
+    norms: Float[Array, "batch 4 groups"],
+    first: Float[Array, "batch 4 groups"],
+    second: Float[Array, "batch 4 groups"],
+    allowance: float,
 ) -> Float[Array, "batch 4 groups"]:
     """The certificates, infinite where a second pass found more than was allowed for after the first."""
     sizes = lambda x: jnp.stack([certified_norm(jnp.swapaxes(x, 1, 2), math.inf), jnp.sqrt(x[:, -1])])
-    more = ~jnp.all(sizes(second) <= sizes(first) * (1 + SECOND_PASS), axis=0)
+    more = ~jnp.all(sizes(second) <= sizes(first) * (1 + allowance), axis=0)
     return jnp.where(jnp.any(more, axis=-1)[:, None, None], jnp.inf, norms)
 
 
@@ -256,11 +259,13 @@ class _Pass:
         totals = [at_uses[leaf] if leaf in here else total for leaf, total in enumerate(totals)]
         if Mode.GHOST in modes.values():
             limits = None if self.thresholds is None else self.thresholds[None, :]
-            careful = self.weigh.allowing(SECOND_PASS)
+            narrow = any(jnp.finfo(ct.dtype).bits < 32 for site in self.traced.sites.values() for ct in site.cts)
+            allowance = _SECOND_NARROW_PASS if narrow else _SECOND_PASS
+            careful = self.weigh.allowing(allowance)
             weights = careful(jnp.swapaxes(norms, 1, 2), limits)
             second, again, _ = self.pull(ct, weights)
             totals = [second[i] if modes[i] is Mode.GHOST else total for i, total in enumerate(totals)]
-            norms = _unless_larger(norms, in_slots, again)
+            norms = _unless_larger(norms, in_slots, again, allowance)
         return norms, totals
 
     def _operand_totals(self, found: dict[Key, Array]) -> list[Array]:

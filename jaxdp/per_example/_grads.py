@@ -37,6 +37,7 @@ class PerExampleGrads(Inert):
     Attributes:
       batch_size: the padded batch's size B, a public constant.
       placement: where batch and parameters lie on a mesh; None on one device.
+      shuffled: whether the examples are said to lie in a secret, uniformly random order.
     """
 
     _refusal = (
@@ -54,6 +55,7 @@ class PerExampleGrads(Inert):
     batch_size: int
     _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
     placement: Placement | None = None
+    shuffled: bool = False
     _traces: dict[Norm, Traced] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -188,7 +190,7 @@ class PerExampleGrads(Inert):
         References:
           docs/floating_point.md.
         """
-        return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size)
+        return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size, self.shuffled)
 
     def matrices(self) -> PyTree:
         """Which parameters the loss uses as matrices only, and along which axes.

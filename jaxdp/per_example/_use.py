@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide
-from jaxdp.norms import ANY_EXACT, NormChoice, of_array, shared_array_unit
+from jaxdp.norms import ANY_EXACT, Accumulation, NormChoice, meeting_of_arrays, of_array
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 
@@ -160,10 +160,11 @@ class Use:
         del ct_shape
         return 1
 
-    def shared_unit(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> float:
-        """Rounding of a sum in which all examples' terms meet, as a share of what these measure."""
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """How the examples' terms, so many of each, meet in the weighted sum."""
         del ct_shape, terms
-        return shared_array_unit(self.choice.examples, dtype)
+        # One example after the other where gradients are large.
+        return meeting_of_arrays(self.choice.examples, dtype)._replace(links=self.choice.examples, tree=False)
 
     def weighted_sum(
         self,
@@ -178,6 +179,11 @@ class Use:
 
 class Elementwise(Use):
     """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
+
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One array for each example."""
+        del ct_shape, terms
+        return meeting_of_arrays(self.choice.examples, dtype)
 
     def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
