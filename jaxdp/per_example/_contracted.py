@@ -105,7 +105,7 @@ class Contracted(Use):
 
     def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
         """One product over the batch and the sequence; or products of a few examples, one after the other."""
-        k, t, c, p = self.sizes(ct_shape)
+        k, _, c, p = self.sizes(ct_shape)
         examples = self.choice.examples
         found = meeting_of_products((k, terms, c, p), dtype, self.eqn.params["precision"], examples)
         in_one_go = self.reuses_gradient([jax.ShapeDtypeStruct(ct_shape, dtype)])

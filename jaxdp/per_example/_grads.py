@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shards import batch_sharded
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
@@ -190,7 +191,8 @@ class PerExampleGrads(Inert):
         References:
           docs/floating_point.md.
         """
-        return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size, self.shuffled)
+        with batch_sharded(None if self.placement is None else self.placement.batch):
+            return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size, self.shuffled)
 
     def matrices(self) -> PyTree:
         """Which parameters the loss uses as matrices only, and along which axes.

@@ -20,6 +20,7 @@ class Streams(NamedTuple):
         dropout: randomness inside the model.
         init: initial values of new parameters.
         estimator: probes of randomised norm estimators and random subspaces.
+        order: in which order full batches lie.
     """
 
     noise: Key[Array, ""]
@@ -27,6 +28,7 @@ class Streams(NamedTuple):
     dropout: Key[Array, ""]
     init: Key[Array, ""]
     estimator: Key[Array, ""]
+    order: Key[Array, ""]
 
 
 def key_from_entropy() -> Key[Array, ""]:
