@@ -52,12 +52,12 @@ def per_example_grad(
 
     Returns:
       `f(params, batch, *, mask=None, microbatch_size=None, placement=None, shuffled=False) -> PerExampleGrads`, to be
-      called under `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a
-      padded batch; with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that
-      stops after the last real one, so one compilation serves every batch that a sampler draws. `placement` says how
-      batch and parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows from each
-      shard. `shuffled` promises that the real examples come first, in a secret and uniformly random order, as those of
-      `jaxdp.sampling.PoissonSampling` do: the slack that rounding takes of the sensitivity
+      called under `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real
+      examples of a padded batch; with `microbatch_size` the batch is worked through in pieces of that many examples, by
+      a loop that stops after the last real one, so one compilation serves every batch that a sampler draws. `placement`
+      says how batch and parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows
+      from each shard. `shuffled` promises that the real examples come first, in a secret and uniformly random order, as
+      those of `jaxdp.sampling.PoissonSampling` do: the slack that rounding takes of the sensitivity
       (`PerExampleGrads.slack`) then grows with the microbatch instead of the batch.
 
     Raises:
