@@ -41,6 +41,7 @@ from jaxdp.accounting._events import (
     overflow_probability,
     randomized_releases,
 )
+from jaxdp.accounting._step_loss import LARGEST_LOSS
 
 ACCOUNTANTS = ("pld", "rdp")
 
@@ -278,7 +279,10 @@ def _cached_epsilon(leaves: Leaves, delta: float, accountant: str) -> tuple[floa
     if not leaves:
         return 0.0, accountant
     found = [(_epsilon_by(leaves, delta, name), name) for name in _asked(leaves, accountant)]
-    return min(found, key=lambda pair: pair[0])
+    epsilon, source = min(found, key=lambda pair: pair[0])
+    if accountant == "pld" and epsilon > LARGEST_LOSS:
+        return math.inf, accountant  # It protects nobody.
+    return epsilon, source
 
 
 def _solve_delta(leaves: Leaves, epsilon: float, accountant: str) -> tuple[float, str]:

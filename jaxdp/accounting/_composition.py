@@ -90,14 +90,9 @@ def compose(leaves: Leaves, accountant: str) -> Profile:
     steps = [_step(leaf, count, interval) for leaf, count in leaves]
     remove, add = (Sum([(part[way], count) for part, count in steps], interval) for way in (0, 1))
     return Profile(
-        lambda delta: _useful(largest_epsilon(remove, add, delta)),
+        lambda delta: largest_epsilon(remove, add, delta),
         lambda epsilon: max(remove.delta(epsilon), add.delta(epsilon)),
     )
-
-
-def _useful(epsilon: float) -> float:
-    """Epsilon, infinite where it protects nobody."""
-    return epsilon if epsilon <= LARGEST_LOSS else math.inf
 
 
 def has_own_distribution(leaf: DpEvent) -> bool:

@@ -42,8 +42,8 @@ answer where the error below is too large.
    at most the $T_i$-weighted sum of it in the 1-norm, and delta by at most $e^{K - \theta\epsilon + h}$ times that.
    $M_i$ may be any number: what was used to divide is what K is made of. It is rounded up, so that masses sum to at
    most one.
-5. *Circularity.* Sums outside the window wrap around. From below they only add. Those above its end b are missed at
-   worst: their probability, at most $e^{K(\theta') - \theta' b}$ for every $\theta' > 0$, is added.
+5. *Circularity.* Sums outside the window wrap around. Where they are counted, they only add. Those above its end b are
+   missed at worst: their probability, at most $e^{K(\theta') - \theta' b}$ for every $\theta' > 0$, is added.
 
 Everything is added to delta. The sums over z are of positive numbers, with a relative error of N u.
 """
@@ -61,7 +61,7 @@ LARGEST_TRANSFORM = 2**21
 
 # Share of delta for losses of single steps that count as infinite, and for sums beyond the window; probability
 # (tilted) of sums below it.
-_CUT_SHARE, _TAIL_SHARE, _WRAPPED = 1e-4, 1e-5, math.exp(-30.0)
+_CUT_SHARE, _TAIL_SHARE, _WRAPPED = 1e-6, 1e-5, math.exp(-22.0)
 
 # Masses larger than this, at most so many, are transformed by themselves.
 _ATOM, _MOST_ATOMS = 0.02, 3
@@ -312,11 +312,10 @@ class _Tilted:
 
     def _sum_up(self, size: int) -> None:
         """Suffix sums of the masses above every place, for P and for the smaller side, relative to `near`."""
-        kept = np.abs(self._places * self._spacing - self._near) * self.theta < _FARTHEST
-        kept |= self._places * self._spacing > self._near
+        kept = (self._near - self._places * self._spacing) * (1 + self.theta) < _FARTHEST
         self._places, z = self._places[kept], self._z[kept]
         distance = self._places * self._spacing - self._near
-        masses = np.exp(-self.theta * np.minimum(distance, 1e300)) * z
+        masses = np.exp(-self.theta * distance) * z
         self._above = np.append(np.cumsum(masses[::-1])[::-1], 0.0)
         self._smaller = np.append(np.cumsum((np.exp(-distance) * masses)[::-1])[::-1], 0.0)
         self._distance = distance
@@ -327,7 +326,7 @@ class _Tilted:
         """Upper bound on delta where the masses above epsilon have these sums."""
         away = epsilon - self._near
         with np.errstate(over="ignore", invalid="ignore"):
-            exact = np.maximum(above - np.exp(away) * smaller, 0.0) + self._summing * above
+            exact = np.maximum(above - np.exp(np.minimum(away, 700.0)) * smaller, 0.0) + self._summing * above
             scale = np.exp(self._log_scale - self.theta * self._near)
             error = np.exp(self._log_scale - self.theta * epsilon) * self._error
             return (scale * exact + error) * (1 + 1e-12) + self._beyond + self._infinite
@@ -389,10 +388,12 @@ def _window(whole: _Kept, theta: float, deviation: float, log_delta: float) -> t
         high = min((whole.log_moments(f * theta) - log_tail) / (f * theta) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 6.0))
         here = whole.log_moments(theta)
         deviation = max(deviation, whole._interval)
-        lows = [
-            (math.log(_WRAPPED) + here - whole.log_moments(theta - less)) / less
-            for less in (f / deviation for f in (1.0, 3.0, 6.0, 9.0, 12.0))
-        ]
+        steps = [f / deviation for f in (1.0, 3.0, 6.0, 9.0)] + [f * theta for f in (0.1, 0.3, 0.6)]
+        wrapped = math.log(_WRAPPED)
+        # Sums that wrap around only add, but must not add much.
+        highs = [(whole.log_moments(theta + more) - here - wrapped) / more for more in steps]
+        lows = [(wrapped + here - whole.log_moments(theta - less)) / less for less in steps]
+    high = max(high, min([value for value in highs if math.isfinite(value)], default=high))
     low = max([value for value in lows if math.isfinite(value)], default=high - 1e3 * deviation)
     return min(low, high - 32 * whole._interval), high + 2 * whole._interval
 

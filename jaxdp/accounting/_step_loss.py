@@ -36,8 +36,9 @@ LARGEST_LOSS = 1e4
 # More noise than this, and less, makes numbers that double precision cannot hold. Less noise is never less loss.
 MOST_NOISE, LEAST_NOISE = 1e150, 1e-2
 
-# Grid points are this far apart relative to their loss, where that is more than one: far losses are rare.
-GAP = 0.005
+# Places are this far apart relative to their loss, where that is more than one interval: far losses are rare. But
+# there are so many for every standard deviation of the loss of a drawn record.
+GAP, _PER_DEVIATION = 0.005, 32
 
 # Probability (per release) of losses beyond the grid.
 _SMALLEST_TAIL = 1e-24
@@ -99,14 +100,17 @@ def _places(s: float, q: float, interval: float) -> np.ndarray:
     reach = -float(ndtri(min(0.4, _SMALLEST_TAIL / q)))
     high = min(sampled_loss(reach + s, s, q), LARGEST_LOSS)
     low = max(math.log1p(-q) if q < 1 else -math.inf, sampled_loss(float(ndtri(_SMALLEST_TAIL)), s, q))
-    return np.concatenate((-_spaced(math.ceil(-low / interval))[:0:-1], _spaced(max(1, math.ceil(high / interval)))))
+    largest_gap = s / (_PER_DEVIATION * interval)
+    below = _spaced(math.ceil(-low / interval), largest_gap)
+    above = _spaced(max(1, math.ceil(high / interval)), largest_gap)
+    return np.concatenate((-below[:0:-1], above))
 
 
-def _spaced(last: int) -> np.ndarray:
-    """0, 1, 2, ... with growing gaps, to exactly `last`."""
+def _spaced(last: int, largest_gap: float) -> np.ndarray:
+    """0, 1, 2, ... with gaps that grow up to the largest, to exactly `last`."""
     places = [0]
     while places[-1] < last:
-        places.append(min(last, places[-1] + max(1, int(GAP * places[-1]))))
+        places.append(min(last, places[-1] + max(1, int(min(GAP * places[-1], largest_gap)))))
     return np.array(places, dtype=np.int64)
 
 
@@ -120,13 +124,17 @@ def sampled_loss(t: float, s: float, q: float) -> float:
 
 def _outcomes(x: np.ndarray, s: float, q: float) -> tuple[np.ndarray, np.ndarray]:
     """The outcome of each loss and the logarithm of r there, minus infinity where no outcome loses so little."""
-    near = np.minimum(x, 1.0)
     with np.errstate(divide="ignore"):
-        ratios = np.maximum(np.expm1(near) / q, -1.0)
-        log_ratio = np.log1p(ratios) if q < 1 else x.copy()
-    far = x > 1
-    log_ratio[far] = x[far] + np.log1p(-(1 - q) * np.exp(-x[far])) - math.log(q)
+        log_ratio = np.log1p(np.maximum(np.expm1(np.minimum(x, 1.0)) / q, -1.0)) if q < 1 else x.copy()
+    far = _is_far(x)
+    with np.errstate(divide="ignore"):
+        log_ratio[far] = x[far] + np.log1p(-np.minimum((1 - q) * np.exp(-x[far]), 1.0)) - math.log(q)
     return log_ratio / s + s / 2, log_ratio
+
+
+def _is_far(x: np.ndarray) -> np.ndarray:
+    """Losses whose exponential is better not taken first."""
+    return (x > 1) | (x < -0.5)
 
 
 def _shares(
@@ -174,13 +182,14 @@ def _shares(
 def _loss_error(x: np.ndarray, log_ratio: np.ndarray, s: float, q: float) -> np.ndarray:
     """How far the loss at the rounded outcome can be from the grid loss it belongs to."""
     finite = np.where(np.isinf(log_ratio), 0.0, np.abs(log_ratio))
-    drawn = np.clip(1 - (1 - q) * np.exp(-x), 0.0, 1.0) if q < 1 else np.ones_like(x)
+    drawn = 1 - np.minimum((1 - q) * np.exp(-x), 1.0)
     # How r's logarithm moves the loss; written so that it is not lost in rounding where the loss is small.
     moves = np.minimum(np.maximum(drawn, q * np.exp(log_ratio.clip(-700, 0))), 1.0)
-    near = np.abs(np.expm1(np.minimum(x, 1.0))) * np.exp(-np.minimum(x, 1.0))
-    far = np.where(x > 1, np.abs(x) - math.log(q) + 1, 0.0)
+    far, undrawn = _is_far(x), np.minimum((1 - q) * np.exp(-x), 1.0)
+    ratio = np.where(far, undrawn * (np.abs(x) + 4), np.abs(np.expm1(x.clip(-1, 1))) * np.exp(-x.clip(-1, 1)))
+    large = np.where(far, np.abs(x) - math.log(q) + 1, 0.0)
     bottom = np.where(np.isinf(log_ratio), np.abs(x) + q, 0.0)
-    return 16 * ROUNDOFF * (near + bottom + moves * (finite + s * s + far))
+    return 16 * ROUNDOFF * (ratio + bottom + moves * (finite + s * s + large))
 
 
 def _moved_up(places: np.ndarray, masses: np.ndarray, error: np.ndarray, interval: float, infinite: float) -> Losses:
