@@ -51,6 +51,9 @@ _LARGEST_GRID = 2.0**18
 # Releases whose distributions dp_accounting builds, some microseconds for each grid point.
 _LARGEST_BUILT_GRID = 4e4
 
+# Larger losses overflow there.
+_LARGEST_BUILT_LOSS = 500.0
+
 # More noise than this does not help there.
 _MOST_BUILT_NOISE = 1e6
 
@@ -141,7 +144,13 @@ def _step(leaf: DpEvent, count: int, interval: float) -> tuple[StepLoss, int]:
     if isinstance(leaf, dp_accounting.GaussianDpEvent):
         # Gaussian releases compose to one with less noise, without rounding errors.
         return _step_distribution(_together(leaf, count), interval), 1
-    return _step_distribution(leaf, interval), count
+    try:
+        return _step_distribution(leaf, interval), count
+    except TypeError as error:
+        # Events that hold lists cannot be kept.
+        if "unhashable" not in str(error):
+            raise
+        return _step_distribution.__wrapped__(leaf, interval), count
 
 
 def _together(leaf: dp_accounting.GaussianDpEvent, count: int) -> dp_accounting.GaussianDpEvent:
@@ -151,7 +160,10 @@ def _together(leaf: dp_accounting.GaussianDpEvent, count: int) -> dp_accounting.
 
 @functools.lru_cache(maxsize=_KEPT)
 def _step_distribution(leaf: DpEvent, interval: float) -> StepLoss:
-    if randomized_release(leaf) is not None:
+    release = randomized_release(leaf)
+    if release is not None and _discloses(release[0].noise_multiplier, release[1]):
+        return sampled_gaussian(0.0, release[1], interval)
+    if release is not None:
         return _losses(loss_distribution(*_randomized_curves(leaf), interval), 0.0)
     if is_sampled_gaussian(leaf):
         probability, noise_multiplier = _sampled_gaussian(leaf)
@@ -217,8 +229,8 @@ def _grid_of(leaf: DpEvent) -> tuple[float, float]:
     release = randomized_release(leaf)
     if release is not None:
         noise_multiplier, probability = min(release[0].noise_multiplier, _MOST_RANDOMIZED_NOISE), release[1]
-        if _largest_loss(noise_multiplier, probability) > LARGEST_LOSS:
-            return 1.0, math.inf
+        if _discloses(noise_multiplier, probability):
+            return probability, 0.0
         # The spread without the rare large factors: they need room, not resolution.
         spread = _spread(noise_multiplier, probability) * _INTERVALS_PER_LOSS / _INTERVALS_PER_RANDOMIZED_LOSS
         return spread, _randomized_curves(leaf)[1] / _LARGEST_RANDOMIZED_GRID
@@ -233,7 +245,8 @@ def _grid_of(leaf: DpEvent) -> tuple[float, float]:
     match leaf:
         case dp_accounting.TruncatedSubsampledGaussianDpEvent():
             noise = min(leaf.noise_multiplier, _MOST_BUILT_NOISE)
-            reach = _largest_loss(noise, leaf.sampling_probability)
+            # An example that pushes out another moves the sum by two.
+            reach = _largest_loss(noise / 2, 1.0)
             spread = min(_spread(noise, leaf.sampling_probability), reach)
         case dp_accounting.dp_event.MixtureOfGaussiansDpEvent():
             reach = _largest_loss(leaf.standard_deviation / max(map(abs, leaf.sensitivities)), 1.0)
@@ -243,7 +256,12 @@ def _grid_of(leaf: DpEvent) -> tuple[float, float]:
             reach = 1 / max(leaf.noise_multiplier, 1e-300)
         case dp_accounting.PoissonSampledDpEvent(event=dp_accounting.LaplaceDpEvent()):
             reach = 1 / max(leaf.event.noise_multiplier, 1e-300)
-    return spread, math.inf if reach > LARGEST_LOSS else reach / _LARGEST_BUILT_GRID
+    return spread, math.inf if reach > _LARGEST_BUILT_LOSS else reach / _LARGEST_BUILT_GRID
+
+
+def _discloses(noise_multiplier: float, sampling_probability: float) -> bool:
+    """Whether there is so little noise that whoever is drawn counts as disclosed."""
+    return _largest_loss(noise_multiplier, sampling_probability) > LARGEST_LOSS
 
 
 def _spread(noise_multiplier: float, sampling_probability: float) -> float:

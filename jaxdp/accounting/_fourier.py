@@ -69,6 +69,9 @@ _ATOM, _MOST_ATOMS = 0.02, 3
 # Above this share of delta the rounding error is worth another, better theta.
 _LARGE_ERROR = 1e-3
 
+# Products of transforms below this are left out, which is counted as an error.
+_DROPPED = 1e-35
+
 # With more steps rounding errors are no longer small.
 _MOST_STEPS = 1e13
 
@@ -104,7 +107,7 @@ class Sum:
         for bound in (_Kept.delta_by_moments, _Kept.delta):
             for _ in range(30):
                 before, found = found, min(found, bound(self._cut(found), epsilon))
-                if found > 0.8 * before:
+                if found > 0.01 * before:
                     break
         return found
 
@@ -166,8 +169,9 @@ class _Kept:
         found = min(epsilon, tilted.epsilon(delta))
         if found > 0 and tilted.error(found) > _LARGE_ERROR * delta:
             # Theta was best for the epsilon of moments, which is larger.
-            theta, _ = self._best(lambda theta: self._moments(theta) - theta * found, 20.0)
-            found = min(found, _Tilted(self, theta, found, math.log(delta - self.infinite)).epsilon(delta))
+            better, _ = self._best(lambda theta: self._moments(theta) - theta * found, 20.0)
+            if abs(math.log(better / theta)) > 0.05:
+                found = min(found, _Tilted(self, better, found, math.log(delta - self.infinite)).epsilon(delta))
         return found
 
     def delta_by_moments(self, epsilon: float) -> float:
@@ -214,7 +218,7 @@ class _Kept:
         if not 0 < deviation < math.inf:
             deviation = self._interval
         guess = math.log(math.sqrt(2 * max(log_inverse, 1.0)) / deviation)
-        grid = guess + np.linspace(-16.0, 6.0, 34)
+        grid = guess + np.linspace(-16.0, 6.0, 23)
         with np.errstate(over="ignore", invalid="ignore"):
             values = [bound(math.exp(log_theta)) for log_theta in grid]
             at = int(np.nanargmin(values))
@@ -268,7 +272,7 @@ class _Tilted:
         self._log_scale = float(counts @ log_each)
         scale_error = 8 * ROUNDOFF * float(counts @ np.abs(log_each))
         size = 2 ** max(4, math.ceil(math.log2((high - low) / self._spacing + 8)))
-        spectrum, offset, errors, tilting = None, 0, 0.0, 0.0
+        spectrum, offset, errors, tilting = np.ones(size // 2 + 1, dtype=np.complex128), 0, 0.0, 0.0
         for number, (losses, count) in enumerate(whole._steps):
             if factor > 1:
                 losses = coarser(losses, interval, factor)
@@ -288,12 +292,11 @@ class _Tilted:
             first = int(losses.places[int(np.argmax(masses))])
             transformed, error = _transform((losses.places - first) % size, masses, size)
             errors += count * error
-            power = _power(_into_disc(transformed), count)
             offset += count * first
-            spectrum = power if spectrum is None else spectrum * power
-        assert spectrum is not None
+            _multiply(spectrum, _into_disc(transformed), count)
+            errors += _DROPPED
         z = np.maximum(scipy.fft.irfft(spectrum, size), 0.0)
-        norm = float(np.linalg.norm(z))
+        norm = _norm(z)
         steps = float(counts.sum()) + len(counts)
         # Bounds in terms of computed norms, hence the little more.
         off = 1.01 * (errors + _transform_error(size) * 2 * norm + 3 * ROUNDOFF * steps * 2 * norm)
@@ -398,6 +401,11 @@ def _window(whole: _Kept, theta: float, deviation: float, log_delta: float) -> t
     return min(low, high - 32 * whole._interval), high + 2 * whole._interval
 
 
+def _norm(values: np.ndarray) -> float:
+    """The 2-norm."""
+    return math.sqrt(float(np.add.reduce(np.square(values))))
+
+
 def _transform_error(size: int) -> float:
     """tau: the error of a transform relative to the 2-norm, doubled."""
     return 2 * 7 * ROUNDOFF * math.log2(size) * 1.01
@@ -419,7 +427,7 @@ def _transform(places: np.ndarray, masses: np.ndarray, size: int) -> tuple[np.nd
         # Whole turns are left out before there is anything to round.
         turns = (frequencies * int(places[atom])) % size
         values += masses[atom] * np.exp(turns * (-2j * math.pi / size))
-    return values, _transform_error(size) * float(np.linalg.norm(folded)) + 16 * ROUNDOFF * len(atoms)
+    return values, _transform_error(size) * _norm(folded) + 16 * ROUNDOFF * len(atoms)
 
 
 def _into_disc(values: np.ndarray) -> np.ndarray:
@@ -427,6 +435,15 @@ def _into_disc(values: np.ndarray) -> np.ndarray:
     outside = values.real**2 + values.imag**2 > 1.0
     values[outside] /= np.abs(values[outside])
     return values
+
+
+def _multiply(spectrum: np.ndarray, values: np.ndarray, count: int) -> None:
+    """Multiply by a power, in place; what becomes too small to matter is zero."""
+    with np.errstate(divide="ignore"):
+        kept = np.flatnonzero((np.log(np.abs(values)) * float(count) > math.log(_DROPPED)) & (spectrum != 0))
+    powers = _power(values[kept], count) * spectrum[kept]
+    spectrum[:] = 0
+    spectrum[kept] = powers
 
 
 def _power(values: np.ndarray, count: int) -> np.ndarray:

@@ -41,6 +41,8 @@ ORDERS = np.unique(np.concatenate((_SHORT, _LONG, _FAR)))
 # With less noise divergences count as infinite.
 _LEAST_NOISE = 1e-100
 
+_SMALLEST = 1e-300
+
 # Rounding of log A: of the integral, and of what dp_accounting computes.
 _INTEGRAL_ERROR, _THEIR_ERROR = 1e-12, 1e-12
 
@@ -81,7 +83,8 @@ class Divergences:
             exponents += (ORDERS - 1) * (self._values + epsilon) * (4 * ROUNDOFF)
             by_divergence = float(np.sqrt(np.min(-np.expm1(-self._values))))
         found = math.exp(min(float(np.nanmin(exponents)), 0.0))
-        return min(1.0, found * (1 + 1e-9), by_divergence * (1 + 1e-9))
+        # Never zero: what underflows is not nothing.
+        return min(1.0, max(found, _SMALLEST) * (1 + 1e-9), max(by_divergence, _SMALLEST) * (1 + 1e-9))
 
 
 def _divergences(leaf: DpEvent, many: bool) -> np.ndarray:

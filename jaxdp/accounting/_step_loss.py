@@ -38,7 +38,7 @@ MOST_NOISE, LEAST_NOISE = 1e150, 1e-2
 
 # Places are this far apart relative to their loss, where that is more than one interval: far losses are rare. But
 # there are so many for every standard deviation of the loss of a drawn record.
-GAP, _PER_DEVIATION = 0.005, 32
+GAP, _PER_DEVIATION = 0.002, 32
 
 # Probability (per release) of losses beyond the grid.
 _SMALLEST_TAIL = 1e-24
@@ -87,7 +87,7 @@ def sampled_gaussian(noise_multiplier: float, sampling_probability: float, inter
     having[0] += having_below
     without[-1] += above
     # Exponents of up to t^2/2 and x are rounded.
-    largest = np.minimum(np.abs(t), 40.0 + s)
+    largest = np.minimum(np.abs(t), 40 + s)
     growth = 1 + 8 * ROUNDOFF * (40 + largest**2 + np.abs(x))
     error = _loss_error(x, log_ratio, s, q)
     remove = _moved_up(places, having * growth, error, interval, having_above)
@@ -142,7 +142,8 @@ def _shares(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Of every interval: what N has moved to its upper and to its lower end, and the same for P."""
     step = 1 / (12 + 2 * s)
-    lattice = np.arange(_LOWEST, t[-1], step)
+    # Above there is no mass left that double precision could hold.
+    lattice = np.arange(_LOWEST, min(t[-1], 40 + s), step)
     inner = np.clip(t, _LOWEST, None)
     edges = np.unique(np.concatenate((lattice[lattice > inner[0]], inner)))
     left, right = edges[:-1], edges[1:]
