@@ -28,6 +28,7 @@ class Contracted(Use):
     """
 
     parts: tuple[Parts, Parts] = ((), ())
+    bilinear = True
 
     @property
     def shape(self) -> tuple[int, ...]:
