@@ -96,7 +96,7 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
             )
         if leaf.shape[1:] != param.shape:
             raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:

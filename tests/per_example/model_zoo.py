@@ -479,14 +479,18 @@ def branches() -> Case:
         def layer(h: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             w, s = layer
             up = lambda: jnp.tanh(h @ w) * jnp.log(h[0, 0])
-            h = lax.cond(h[0, 0] > 0, up, lambda: lax.cond(which < 2, lambda: jnp.tanh(h @ w) * s[None], lambda: h + s[None]))
+            h = lax.cond(
+                h[0, 0] > 0, up, lambda: lax.cond(which < 2, lambda: jnp.tanh(h @ w) * s[None], lambda: h + s[None])
+            )
             return h, None
 
         def deep(h: jax.Array) -> jax.Array:
             h, _ = lax.scan(jax.checkpoint(layer), h, (p["stack"], p["scale"]))
             return jnp.sum(jnp.square(h))
 
-        loops = lax.cond(which < 2, lambda: deep(x), lambda: lax.cond(which > 5, lambda: deep(x / 0.0), lambda: deep(-x)))
+        loops = lax.cond(
+            which < 2, lambda: deep(x), lambda: lax.cond(which > 5, lambda: deep(x / 0.0), lambda: deep(-x))
+        )
         return taken + both + mapped + loops
 
     x = normal(6, BATCH, SEQ, DIM)

@@ -110,7 +110,11 @@ def test_microbatch_sizes_that_do_not_exist(size):
     [
         (lambda p, e: e["x"] @ p["dense"]["kernel"], ValueError, r"returns shape \(2,\) for one example.*a scalar"),
         (lambda p, e: loss(p, e)[None], ValueError, r"returns shape \(1,\) for one example"),
-        (lambda p, e: loss(p, e).astype(int), TypeError, r"the loss has dtype int32: it must be floating point"),
+        (
+            lambda p, e: loss(p, e).astype(int),
+            TypeError,
+            r"the loss has dtype int32: it must be a real floating-point number",
+        ),
         (lambda p, e: loss(p, e) > 0, TypeError, "the loss has dtype bool"),
         (lambda p, e: loss(p, e).astype(jnp.complex64), TypeError, "the loss has dtype complex64"),
         (lambda p, e: (loss(p, e), e["x"]), TypeError, "returns a container .*has_aux=True"),

@@ -110,7 +110,9 @@ def materialized_in_microbatches(name: str, spec: str, limit: float) -> tuple[li
 
 
 @pytest.mark.parametrize("method", ["ghost", "materialize"])
-@pytest.mark.parametrize("name", ["scanned_checkpointed_transformer", "tied_embedding_and_head", "recurrent", "lora"])
+@pytest.mark.parametrize(
+    "name", ["scanned_checkpointed_transformer", "tied_embedding_and_head", "recurrent", "lora", "state_space"]
+)
 def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
     case, grads = reference(name)
     weights = jnp.linspace(-1.0, 1.0, BATCH)
@@ -135,6 +137,8 @@ def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
         ("nnx_conv_net", "param"),
         ("tied_embedding_and_head", "all"),
         ("recurrent", "all"),
+        ("fourier_layers", "layer"),
+        ("branches", "all"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)
