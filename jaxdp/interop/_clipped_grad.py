@@ -217,9 +217,9 @@ def clipped_grad(
 
 def _sum_dtype(x: Array, dtype: Any) -> Any:
     """What was asked for; of a complex sum that of its parts."""
-    if dtype is None:
-        return x.dtype
-    return jnp.result_type(dtype, jnp.complex64) if is_complex(x) else dtype
+    if dtype is None or not is_complex(x):
+        return x.dtype if dtype is None else dtype
+    return jnp.complex128 if jnp.finfo(dtype).bits > 32 else jnp.complex64
 
 
 def _weight(squared_norm: Array, threshold: Array) -> Array:

@@ -133,7 +133,7 @@ class Use:
         raise NotImplementedError("asked where clips_in_one_go says so only, by a rule of its own")
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """One example's gradient of the weight operand, in the operand's shape; of a complex one as `as_real` has it."""
+        """One example's gradient of the weight operand, in the operand's shape; for a complex one as `as_real` does."""
         return as_real(wide(self.pull_back(operands, [self.index], cts)[0]))
 
     def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:

@@ -60,12 +60,14 @@ def test_no_cotangent_of_a_real_weight_is_lost_among_complex_values(kind: str) -
 
 OF_A_COMPLEX_WEIGHT = {
     "a table": lambda p, e: jnp.sum(jnp.abs(p[e["ids"]] * e["x"]) ** 2),
-    "arithmetic": lambda p, e: jnp.abs(jnp.sum(e["x"] / p[0] + p[1] ** 2 + jnp.sqrt(p[2]) + jnp.log(p[3]) * e["x"])),
+    "arithmetic": lambda p, e: jnp.abs(
+        jnp.sum(e["x"] / p[:3] + p[1:4] ** 2 + jnp.sqrt(p[2:5]) + jnp.log(p[3:6]) * e["x"])
+    ),
     "steps that share it": lambda p, e: jnp.sum(
         jnp.abs(lax.scan(lambda h, x: (jnp.tanh(h * p[0] + x) + p[1], None), p[2], e["x"])[0])
     ),
     "a checkpoint": lambda p, e: jax.checkpoint(lambda p: jnp.sum(jnp.abs(jnp.fft.fft(e["x"]) @ p.T)))(p),
-    "both parts by themselves": lambda p, e: jnp.sum(e["x"].real @ p.real.T) + jnp.sum(p.imag[0] * e["x"].imag),
+    "both parts by themselves": lambda p, e: jnp.sum(e["x"].real @ p.real.T) + jnp.sum(p.imag[:3] * e["x"].imag),
 }
 
 
