@@ -45,7 +45,6 @@ def test_what_the_errors_below_are_compared_with():
         (jnp.arange(2), r"params\['dense'\]\['step'\] has dtype int32, which has no gradient.*close over it"),
         (np.zeros(2, np.uint8), r"params\['dense'\]\['step'\] has dtype uint8"),
         (jnp.ones(2, bool), r"params\['dense'\]\['step'\] has dtype bool"),
-        (jnp.ones(2, jnp.complex64), r"params\['dense'\]\['step'\] has dtype complex64"),
         (jax.random.key(0), r"params\['dense'\]\['step'\] has dtype key<fry>"),
         (0.5, r"params\['dense'\]\['step'\] is float, not an array: keep it outside params"),
         (3, r"params\['dense'\]\['step'\] is int, not an array"),
