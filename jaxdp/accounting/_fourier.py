@@ -381,7 +381,9 @@ def _log_largest_weight(theta: float) -> float:
 def _log_tail(whole: _Kept, theta: float, end: float) -> float:
     """Logarithm of a bound on the probability that the sum is at least `end`."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return min(whole.log_moments(factor * theta) - factor * theta * end for factor in (1.0, 1.2, 1.5, 2.0, 3.0, 6.0))
+        return min(
+            whole.log_moments(factor * theta) - factor * theta * end for factor in (1.0, 1.2, 1.5, 2.0, 3.0, 6.0)
+        )
 
 
 def _window(whole: _Kept, theta: float, deviation: float, log_delta: float) -> tuple[float, float]:

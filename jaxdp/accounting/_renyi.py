@@ -116,18 +116,18 @@ def _sampled(q: float, s: float, many: bool) -> np.ndarray:
     # Beyond, sampling no longer helps.
     useful = 4 * (40 - math.log(q)) / s**2
     longest = min(_LONGEST_OF_MANY if many else _LONGEST, useful)
-    whole = (ORDERS == np.round(ORDERS)) & (ORDERS <= max(longest, 64))
+    whole = (np.round(ORDERS) == ORDERS) & (max(longest, 64) >= ORDERS)
     log_moments = np.full(len(ORDERS), math.inf)
     log_moments[whole] = [_whole_order(int(order), q, s) for order in ORDERS[whole]]
     log_moments = np.minimum(log_moments, _kearns_saul(q, s))
     # Convex in the order and zero at one.
     known = np.flatnonzero(whole)
-    between = ~whole & (ORDERS < ORDERS[known[-1]])
+    between = ~whole & (ORDERS[known[-1]] > ORDERS)
     log_moments[between] = np.minimum(
         log_moments[between],
         np.interp(ORDERS[between], np.append(1.0, ORDERS[known]), np.append(0.0, log_moments[known])),
     )
-    orders = between & (ORDERS < min(11.0, max(useful, 2.0)))
+    orders = between & (min(11.0, max(useful, 2.0)) > ORDERS)
     if not many and s < 40:
         log_moments[orders] = np.minimum(log_moments[orders], _integrals(ORDERS[orders], q, s))
     return np.minimum(unsampled, log_moments * (1 + _RELATIVE_ERROR) / (ORDERS - 1))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import is_complex
 from jaxdp.interop._arguments import (
     batch_size,
     check_clipping,
@@ -189,7 +190,7 @@ def clipped_grad(
         thresholds = jnp.full(len(resolved), jnp.asarray(bound, jnp.float32) / share)
         weight_fn: Callable = _unit_weight(share) if rescale_to_unit_norm else _weight
         total, squares = grads.clipped_sum_and_norms(weight_fn, resolved, thresholds)
-        total = jax.tree.map(lambda x: (x / normalize_by).astype(x.dtype if dtype is None else dtype), total)
+        total = jax.tree.map(lambda x: (x / normalize_by).astype(_sum_dtype(x, dtype)), total)
         values, aux = None, None
         if return_values or has_aux:
             values, aux = _forward(loss, params, batch, mask, micro, has_aux)
@@ -212,6 +213,13 @@ def clipped_grad(
         return (total, by_example) if any(wanted) else total
 
     return ClippedGrad(call, (1.0 if rescale_to_unit_norm else bound) / normalize_by, any(wanted))
+
+
+def _sum_dtype(x: Array, dtype: Any) -> Any:
+    """What was asked for; of a complex sum that of its parts."""
+    if dtype is None or not is_complex(x):
+        return x.dtype if dtype is None else dtype
+    return jnp.complex128 if jnp.finfo(dtype).bits > 32 else jnp.complex64
 
 
 def _weight(squared_norm: Array, threshold: Array) -> Array:

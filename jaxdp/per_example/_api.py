@@ -36,7 +36,8 @@ def per_example_grad(
 
     Args:
       loss: `loss(params, example) -> scalar`, or `(scalar, aux)` with `has_aux`. `params` is any pytree of
-        floating-point arrays. Randomness such as dropout takes its key from the example: carry one key per
+        real or complex floating-point arrays (of a complex one the sum is what `jax.grad` returns, and the norm that
+        of both parts). Randomness such as dropout takes its key from the example: carry one key per
         example in the batch, so that every pass of a step sees the same gradient.
       has_aux: whether the loss returns a pair.
       method: `"ghost"` finds the norms in one backward pass and the clipped sum in a second one, with the memory of
@@ -61,7 +62,7 @@ def per_example_grad(
       (`PerExampleGrads.slack`) then grows with the microbatch instead of the batch.
 
     Raises:
-      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      TypeError: a leaf of `params` has no gradient, or the loss is not a real floating-point scalar.
       ValueError: the batch's leaves differ in their leading axis, a parameter does not reach the loss, or a rule
         matches no parameter or has nothing to choose there.
 

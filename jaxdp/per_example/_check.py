@@ -30,7 +30,7 @@ def check_params(params: PyTree) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None:
             raise TypeError(f"{name} is {type(leaf).__name__}, not an array: keep it outside params (close over it).")
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{name} has dtype {dtype}, which has no gradient: only floating-point leaves can be trained, "
                 "so close over it in the loss or carry it in the batch."
@@ -99,7 +99,7 @@ def check_loss_output(out: PyTree, has_aux: bool) -> None:
             "so reduce over the example's own axes inside the loss."
         )
     if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        raise TypeError(f"the loss has dtype {leaves[0].dtype}: it must be floating point.")
+        raise TypeError(f"the loss has dtype {leaves[0].dtype}: it must be a real floating-point number.")
 
 
 def example_structs(batch: PyTree) -> PyTree:

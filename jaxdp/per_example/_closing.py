@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import as_like
 from jaxdp.norms import TERMS
 from jaxdp.per_example._batching import force_batched
 from jaxdp.per_example._families import Family, finish
@@ -66,15 +67,16 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     _, *rest = with_totals(args, totals)
                     return step(views, {}, *rest)[2]
 
-                _, pull_views = jax.vjp(view, totals)
+                found, pull_views = jax.vjp(view, totals)
+                kinds = {key: jnp.zeros((), x.dtype) for key, x in found.items()}
                 unbatched = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
                 thresholds = {leaf: shadow_of(args, leaf).threshold for leaf in leaves}
-                found = {leaf: shadow_of(args, leaf).key for leaf in leaves}
-                keys = {leaf: key for leaf, key in found.items() if key is not None}
-                return outs, (pull, pull_views, integers, unbatched, thresholds, keys, consts)
+                every = {leaf: shadow_of(args, leaf).key for leaf in leaves}
+                keys = {leaf: key for leaf, key in every.items() if key is not None}
+                return outs, (pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts)
 
             def bwd(residuals: Any, cts: Any) -> tuple[list[Array], None, None]:
-                pull, pull_views, integers, unbatched, thresholds, keys, consts = residuals
+                pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts = residuals
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
@@ -86,7 +88,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     norm, found = finish(family, inner, threshold, nothing, mine, unbatched, keys)
                     norms[first] = norm[:, 0]
                     totals.update(found)
-                (leaf_totals,) = pull_views(totals)
+                (leaf_totals,) = pull_views({key: as_like(total, kinds[key]) for key, total in totals.items()})
                 for leaf, at in positions(leaves).items():
                     moving_cts[at.total] = leaf_totals[leaf].astype(moving_cts[at.total].dtype)
                     if leaf in norms:

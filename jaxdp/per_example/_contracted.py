@@ -39,6 +39,7 @@ class Contracted(Use):
     """
 
     parts: tuple[Parts, Parts] = ((), ())
+    bilinear = True
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -30,6 +30,8 @@ class Convolved(Use):
     they are cut out for a few examples at a time and never held for a batch.
     """
 
+    bilinear = True
+
     @staticmethod
     def matches(eqn: Any, index: int) -> bool:
         """Whether the weight is the kernel of a convolution without batch groups."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._wide import as_like, as_real
 from jaxdp.norms import TERMS, certified_norm
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._closing import closing
@@ -198,7 +199,7 @@ class _Pass:
         nothing = jnp.zeros((self.size, TERMS, len(self.groups)), jnp.float32)
         norms = add_up(len(self.groups), found) if found else nothing
         reports = {key: Report(r.kept | self._integers[key], r.cts) for key, r in reports.items()}
-        reports.update({own_key(leaf): Report({}, [own]) for leaf, own in owns.items()})
+        reports.update({own_key(leaf): Report({}, [as_real(own)]) for leaf, own in owns.items()})
         return totals, norms, reports
 
     def _gate(self, key: Key, gate: Array, weights: Array | None) -> Array:
@@ -279,8 +280,8 @@ class _Pass:
         totals = self._totals
         if at_uses:
             primal, pull = jax.vjp(self._operand_views(frozenset(at_uses)), self._totals)
-            (totals,) = pull({key: at_uses[key].astype(x.dtype) for key, x in primal.items()})
-        return [whole[leaf].astype(t.dtype) if leaf in whole else t for leaf, t in enumerate(totals)]
+            (totals,) = pull({key: as_like(at_uses[key], x) for key, x in primal.items()})
+        return [as_like(whole[leaf], t) if leaf in whole else t for leaf, t in enumerate(totals)]
 
     def _sites_by_leaf(self) -> dict[int, dict[Key, Any]]:
         return {leaf: self.traced.sites_of(leaf) for leaf in range(len(self.leaves))}

@@ -83,7 +83,7 @@ def explain(
       for every rank.
 
     Raises:
-      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      TypeError: a leaf of `params` has no gradient, or the loss is not a real floating-point scalar.
       ValueError: an argument that `per_example_grad` would refuse; ranks without a noise multiplier.
 
     Example:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxdp._wide import wide_dtype
+from jaxdp._wide import real_dtype, wide_dtype
 from jaxdp.norms import TERMS, NormChoice, factored_certificate, mixed_factored_certificate, of_array, rows_certificate
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._sites import Loop, Site
@@ -56,7 +56,7 @@ class Part:
         lead = tuple(loop.length for loop in self.lead)
         if not self.in_factors:
             shape = self.site.use.weight_shape(self.site.cts)
-            return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(self.site.cts[0].dtype))])
+            return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(real_dtype(self.site.cts[0].dtype)))])
         floats = {i: s for i, s in self.site.operands.items() if jnp.issubdtype(s.dtype, jnp.floating)}
         zero = lambda s: jnp.zeros((*lead, *s.shape), s.dtype)
         return Report({i: zero(s) for i, s in floats.items()}, [zero(s) for s in self.site.cts])

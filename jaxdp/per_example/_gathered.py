@@ -28,6 +28,7 @@ class Gathered(Use):
         )
 
     saved = (1,)
+    bilinear = True
 
     def _rows(self, ids: Array, ct: Array, lead: int) -> tuple[Array, Array]:
         """Row numbers `[*lead, T]` and their cotangents `[*lead, T, *row]`; rows outside the table get zero."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp._shards import batch_sharded
+from jaxdp._wide import is_complex
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
@@ -258,7 +259,9 @@ class PerExampleGrads(Inert):
     def _matrices(self) -> list[Any]:
         traced = trace(self._loss, self._params, self._batch, self._rules)
         return [
-            matrix_axes(list(traced.sites_of(leaf).values()), jnp.ndim(x), traced.stacks[leaf])
+            "it is complex"
+            if is_complex(x)
+            else matrix_axes(list(traced.sites_of(leaf).values()), jnp.ndim(x), traced.stacks[leaf])
             for leaf, x in enumerate(jax.tree.leaves(self._params))
         ]
 

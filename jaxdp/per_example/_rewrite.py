@@ -16,9 +16,9 @@ from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._sites import Loop, Site
-from jaxdp.per_example._slices import arrays_of, cut_by, inside, rows, with_arrays, with_uncut
+from jaxdp.per_example._slices import arrays_of, cut_by, entering, inside, rows, with_arrays, with_uncut
 from jaxdp.per_example._taps import Key, Mode, Report, tap
-from jaxdp.per_example._use import Escaped, Use, is_float
+from jaxdp.per_example._use import Chosen, Escaped, Use, is_float
 from jaxdp.per_example._uses import use_of
 from jaxdp.per_example._values import Entry, Path, Plain, Weight
 from jaxdp.per_example._views import derive, fixed_outputs, is_derivable
@@ -42,6 +42,7 @@ class Rewriter:
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
       examples: how many examples' terms meet in one product of a sum.
+      taken: in a branch on an example's value, whether the example takes it.
     """
 
     modes: dict[int, Mode]
@@ -57,6 +58,7 @@ class Rewriter:
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     examples: int = 1
+    taken: Any = None
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
@@ -95,13 +97,15 @@ class Rewriter:
         if name == "while":
             return self._while(eqn, operands, path)
         if is_derivable(eqn, operands):
-            return derive(eqn, operands), {}
+            return derive(eqn, operands, self.taken is not None), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
         uses = {
             i: projected_use(parted_use(use_of(eqn, i, several, self._choice(x)), x, self.parts), x, self.projections)
             for i, x in enumerate(operands)
             if isinstance(x, Weight)
         }
+        if self.taken is not None:
+            uses = {i: use if use.bilinear else Chosen(eqn, i, use.choice) for i, use in uses.items()}
         return self._tap(lambda values: evaluated(eqn, values), uses, operands, path)
 
     def _choice(self, weight: Weight) -> NormChoice:
@@ -119,7 +123,7 @@ class Rewriter:
             leaf: self.modes.get(leaf, Mode.GHOST) for x in operands if isinstance(x, Weight) for leaf in x.shadows
         }
         reports = {port: report for (at, port), report in self.reports.items() if at == path}
-        outs, emitted = tap(run, uses, operands, modes, self.weigh, reports)
+        outs, emitted = tap(run, uses, operands, modes, self.weigh, reports, self.taken)
         for port in emitted:
             weight, use = operands[port.operand], uses[port.operand]
             assert isinstance(weight, Weight)
@@ -168,13 +172,13 @@ class Rewriter:
     def _checkpoint(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         jaxpr, consts = sub_jaxpr(eqn)
 
-        def body(arrays: Any, reports: dict[Key, Report]) -> tuple[list[Any], dict[Key, Any]]:
-            inner = dataclasses.replace(self, reports=self.reports | reports, remat=True)
+        def body(arrays: Any, reports: dict[Key, Report], taken: Any) -> tuple[list[Any], dict[Key, Any]]:
+            inner = dataclasses.replace(self, reports=self.reports | reports, remat=True, taken=taken)
             outs, emitted = inner.run(jaxpr, consts, with_arrays(operands, arrays), path)
             plain, more = inner.escape_all(outs, path)
             return [x.value for x in plain], emitted | more
 
-        outs, emitted = _compat.checkpoint_like(eqn, body)(arrays_of(operands), inside(self.reports, path))
+        outs, emitted = _compat.checkpoint_like(eqn, body)(arrays_of(operands), inside(self.reports, path), self.taken)
         return [Plain(out, fixed=False) for out in outs], emitted
 
     def _while(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
@@ -184,14 +188,18 @@ class Rewriter:
 
     def _cond(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         index, emitted = self.escape(operands[0], (*path, -1))
-        entries = operands[1:]
+        which = jnp.clip(index.value, 0, len(eqn.params["branches"]) - 1)
 
         def branch(number: int) -> Callable:
             closed = eqn.params["branches"][number]
+            chosen = None if index.fixed else which == number
+            taken = self.taken if chosen is None else chosen if self.taken is None else self.taken & chosen
+            within = dataclasses.replace(self, taken=taken)
 
             def run() -> tuple[list[Any], dict[Key, Any]]:
-                outs, inner = self.run(closed.jaxpr, closed.consts, entries, (*path, number))
-                plain, more = self.escape_all(outs, (*path, number))
+                entries = [x if chosen is None else entering(x, chosen) for x in operands[1:]]
+                outs, inner = within.run(closed.jaxpr, closed.consts, entries, (*path, number))
+                plain, more = within.escape_all(outs, (*path, number))
                 return [x.value for x in plain], inner | more
 
             return run
@@ -200,7 +208,6 @@ class Rewriter:
         if not index.fixed:
             # `vmap` runs all branches anyway when examples differ, and would copy every parameter per example.
             results = [run() for run in branches]
-            which = jnp.clip(index.value, 0, len(branches) - 1)
             outs = [jax.lax.select_n(which, *cases) for cases in zip(*(r[0] for r in results), strict=True)]
             for _, inner in results:
                 emitted = emitted | inner
@@ -233,6 +240,8 @@ class Rewriter:
         constant = [isinstance(x, Weight) and jaxpr.outvars[i] is carry_vars[i] for i, x in enumerate(carry)]
         init, emitted = self.escape_all([x for x, c in zip(carry, constant, strict=True) if not c], path)
         constants = [*consts, *(x for x, c in zip(carry, constant, strict=True) if c)]
+        if self.taken is not None:
+            constants.append(Plain(self.taken, fixed=True))
         fixed_carry = self._fixed_carry(jaxpr, consts, carry, xs, constant)
         cut = [cut_by(x, body_path) for x in xs]
         stacked = {key: r for key, r in inside(self.reports, body_path).items() if self._is_stacked(key, body_path)}
@@ -249,7 +258,8 @@ class Rewriter:
         def step(
             rewriter: Rewriter, reports: dict[Key, Report], held: list[Any], state: list[Any], slices: list[Any]
         ) -> tuple[list[Any], list[Any], dict[Key, Any]]:
-            inner = dataclasses.replace(rewriter, reports=reports, loops=loops)
+            taken = None if self.taken is None else held[-1]
+            inner = dataclasses.replace(rewriter, reports=reports, loops=loops, taken=taken)
             outs, emitted = inner.run(jaxpr, jaxpr_consts, inputs(held, state, slices), body_path)
             outs = [out for i, out in enumerate(outs) if i >= num_carry or not constant[i]]
             plain, more = inner.escape_all(outs, body_path)

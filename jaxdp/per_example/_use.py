@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._weighted import weighted_total
-from jaxdp._wide import wide
+from jaxdp._wide import as_real, is_complex, wide
 from jaxdp.norms import ANY_EXACT, Accumulation, NormChoice, meeting_of_arrays, of_array
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 
 Operands = dict[int, Any]
+TAKEN = -1
 
 
 class Layout(NamedTuple):
@@ -46,7 +47,7 @@ class Rows(NamedTuple):
 
 def is_float(x: Any) -> bool:
     """Whether a value can carry a gradient."""
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def product(shape: Sequence[int]) -> int:
@@ -74,6 +75,8 @@ class Use:
 
     # Operands whose values the backward pass needs; None for all.
     saved: ClassVar[tuple[int, ...] | None] = None
+    # Whether zeros in place of the other operands and the cotangents are sure to make the gradient zero.
+    bilinear: ClassVar[bool] = False
 
     @property
     def factor_operands(self) -> tuple[int, ...]:
@@ -81,9 +84,10 @@ class Use:
         return ()
 
     def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
-        """Shape of the weight operand, given one example's cotangents."""
+        """Shape of `gradient`, given one example's cotangents."""
         del cts
-        return self.eqn.invars[self.index].aval.shape
+        weight = self.eqn.invars[self.index].aval
+        return (*weight.shape, 2) if is_complex(weight) else weight.shape
 
     def projected(self, operands: Operands, cts: Sequence[Array], basis: Array | None) -> tuple[Operands, list[Array]]:
         """One example's operands and cotangents, as the rules of a use in a subspace take them."""
@@ -129,9 +133,8 @@ class Use:
         raise NotImplementedError("asked where clips_in_one_go says so only, by a rule of its own")
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """One example's gradient of the weight operand, in the operand's shape."""
-
-        return wide(self.pull_back(operands, [self.index], cts)[0])
+        """One example's gradient of the weight operand, in the operand's shape; for a complex one as `as_real` does."""
+        return as_real(wide(self.pull_back(operands, [self.index], cts)[0]))
 
     def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
         """Cotangents of the `wanted` operands, in their own dtypes."""
@@ -177,6 +180,18 @@ class Use:
         return one_at_a_time_sum(self.gradient, weights, operands, batched, cts)
 
 
+class Chosen(Use):
+    """A use in a branch that examples take or not: the gradient is selected, as it may be NaN where they do not.
+
+    Whether the example takes the branch is the operand number `TAKEN`.
+    """
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """One example's gradient, zero if it does not take the branch."""
+        found = super().gradient({i: x for i, x in operands.items() if i != TAKEN}, cts)
+        return jnp.where(operands[TAKEN], found, jnp.zeros_like(found))
+
+
 class Elementwise(Use):
     """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
 
@@ -209,14 +224,17 @@ class Escaped(Elementwise):
     """A parameter that becomes an ordinary value (a loop's initial state, say): the gradient is the cotangent."""
 
     saved = ()
+    bilinear = True
 
     def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
         """The cotangent's shape."""
-        return jnp.shape(cts[0]) if self.eqn is None else super().weight_shape(cts)
+        if self.eqn is not None:
+            return super().weight_shape(cts)
+        return (*jnp.shape(cts[0]), 2) if is_complex(cts[0]) else jnp.shape(cts[0])
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The cotangent."""
-        return wide(cts[0])
+        return as_real(wide(cts[0]))
 
 
 class Added(Escaped):
@@ -240,6 +258,8 @@ class Added(Escaped):
 
 class Multiplied(Elementwise):
     """`mul`: the gradient is the output's cotangent times the other factor."""
+
+    bilinear = True
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """Elementwise product."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from jaxdp._wide import is_complex
 from jaxdp.norms import NormChoice
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._convolved import Convolved
@@ -12,6 +13,8 @@ from jaxdp.per_example._use import Added, Multiplied, Use
 def use_of(eqn: Any, index: int, others_are_weights: bool, choice: NormChoice) -> Use:
     """The best rule for operand `index` of an equation."""
     name = eqn.primitive.name
+    if any(is_complex(x.aval) for x in (*eqn.invars, *eqn.outvars)):
+        return Use(eqn, index, choice)
     if not others_are_weights:
         if name == "dot_general":
             return Contracted(eqn, index, choice)

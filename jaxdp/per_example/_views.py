@@ -1,14 +1,16 @@
 """Equations on parameters alone: the weight they give is another weight, no example is involved yet."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp._wide import wide_dtype
+from jaxdp._wide import is_complex, wide
 from jaxdp.per_example._compat import eval_eqn, is_literal
+from jaxdp.per_example._use import is_float
 from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
 
 # Linear in their first operand and free of arithmetic, so they apply to a float32 shadow as they are.
@@ -36,8 +38,11 @@ def is_derivable(eqn: Any, operands: Sequence[Entry]) -> bool:
     return all(isinstance(x, Weight) or x.fixed for x in operands)
 
 
-def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
-    """Evaluate an equation on parameters and constants, and carry the shadows along."""
+def derive(eqn: Any, operands: Sequence[Entry], in_branch: bool = False) -> list[Entry]:
+    """Evaluate an equation on parameters and constants, and carry the shadows along.
+
+    `in_branch` says that an example's value decides whether this is run at all.
+    """
     weights = [x for x in operands if isinstance(x, Weight)]
     values = [x.value for x in operands]
     outs = eval_eqn(eqn, values)
@@ -48,7 +53,7 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
     _check_bases(eqn, weights, outs)
     for leaf in leaves:
         mine = [w.shadows[leaf] for w in weights if leaf in w.shadows]
-        totals = _push(eqn, operands, [_tangent(x, leaf, "total") for x in operands], outs)
+        totals = _push(eqn, operands, [_tangent(x, leaf, "total") for x in operands], outs, in_branch)
         has_own = any(shadow.own is not None for shadow in mine)
         owns = _push(eqn, operands, [_tangent(x, leaf, "own") for x in operands], outs) if has_own else None
         for i, total in enumerate(totals):
@@ -79,7 +84,7 @@ def _check_bases(eqn: Any, weights: Sequence[Weight], outs: Sequence[Any]) -> No
     """A gradient in a subspace follows a weight only through what keeps its axes."""
     based = any(shadow.basis is not None for w in weights for shadow in w.shadows.values())
     mixed = len(weights) > 1 or _axes(eqn, weights[0]) is None
-    if based and mixed and any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+    if based and mixed and any(map(is_float, outs)):
         raise ValueError(
             f"a parameter that is projected goes through {eqn.primitive.name!r} before it is used, which mixes its "
             "axes: leave it out of the subspace."
@@ -93,30 +98,57 @@ def _tangent(entry: Entry, leaf: int, kind: str) -> Any:
     return None
 
 
-def _push(eqn: Any, operands: Sequence[Entry], tangents: Sequence[Any], outs: Sequence[Any]) -> list[Any]:
+def _push(
+    eqn: Any, operands: Sequence[Entry], tangents: Sequence[Any], outs: Sequence[Any], in_branch: bool = False
+) -> list[Any]:
     """Push float32 tangents through the equation; None for outputs without a gradient."""
-    if not any(jnp.issubdtype(out.dtype, jnp.floating) for out in outs):
+    if not any(map(is_float, outs)):
         return [None] * len(outs)
     if eqn.primitive.name == "convert_element_type":
-        return [tangents[0]]
+        return [_of_kind(tangents[0], outs[0])]
     if eqn.primitive.name in _LINEAR and tangents[0] is not None:
         return eval_eqn(eqn, [tangents[0], *[x.value for x in operands[1:]]])
     active = [i for i, t in enumerate(tangents) if t is not None]
-    values = [x.value for x in operands]
+    floats = [i for i, out in enumerate(outs) if is_float(out)]
 
-    def apply(*xs: Any) -> list[Any]:
-        full = list(values)
-        for i, x in zip(active, xs, strict=True):
-            full[i] = x
-        return eval_eqn(eqn, full)
+    def push(dots: list[Array], values: list[Any]) -> list[Array]:
+        def apply(*xs: Any) -> list[Any]:
+            full = list(values)
+            for i, x in zip(active, xs, strict=True):
+                full[i] = x
+            outs = eval_eqn(eqn, full)
+            return [outs[i] for i in floats]
 
-    primals = [values[i] for i in active]
-    dots = [tangents[i].astype(values[i].dtype) for i in active]
-    _, out_dots = jax.jvp(apply, primals, dots)
-    return [
-        dot.astype(wide_dtype(dot.dtype)) if jnp.issubdtype(out.dtype, jnp.floating) else None
-        for out, dot in zip(outs, out_dots, strict=True)
-    ]
+        narrow = [dot.astype(values[i].dtype) for i, dot in zip(active, dots, strict=True)]
+        return [wide(dot) for dot in jax.jvp(apply, [values[i] for i in active], narrow)[1]]
+
+    pushed = (_zero_from_zero(push) if in_branch else push)([tangents[i] for i in active], [x.value for x in operands])
+    found = iter(pushed)
+    return [next(found) if is_float(out) else None for out in outs]
+
+
+def _zero_from_zero(push: Callable[[list[Array], list[Any]], list[Array]]) -> Callable:
+    """`push(tangents, values)`, whose cotangents are zero where it is given nothing else, whatever the derivative is.
+
+    A branch that no example takes has a gradient of zero, although a derivative inside may be infinite.
+    """
+    guarded = jax.custom_vjp(push)
+
+    def backward(saved: tuple[list[Array], list[Any]], cts: list[Array]) -> tuple[list[Array], None]:
+        dots, values = saved
+        (found,) = jax.vjp(lambda dots: push(dots, values), dots)[1](cts)
+        anything = functools.reduce(jnp.logical_or, [jnp.any(ct != 0) for ct in cts])
+        return [jnp.where(anything, x, jnp.zeros_like(x)) for x in found], None
+
+    guarded.defvjp(lambda dots, values: (push(dots, values), (dots, values)), backward)
+    return guarded
+
+
+def _of_kind(tangent: Array, out: Any) -> Array:
+    """A tangent through a conversion: in its own precision, of the real part or of both as the output has them."""
+    if is_complex(tangent) == is_complex(out):
+        return tangent
+    return jax.lax.complex(tangent, jnp.zeros_like(tangent)) if is_complex(out) else tangent.real
 
 
 def _keeps_norm(eqn: Any) -> bool:
@@ -125,8 +157,14 @@ def _keeps_norm(eqn: Any) -> bool:
     if name == "broadcast_in_dim":
         return eqn.outvars[0].aval.size == eqn.invars[0].aval.size
     if name == "convert_element_type":
-        return bool(jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating))
+        return _is_conversion_of_precision(eqn)
     return name in _LINEAR
+
+
+def _is_conversion_of_precision(eqn: Any) -> bool:
+    """Whether a conversion keeps numbers what they are: the other parts of complex ones come or go with the kind."""
+    before, after = eqn.invars[0].aval, eqn.outvars[0].aval
+    return is_float(after) and is_complex(before) == is_complex(after)
 
 
 def _box(eqn: Any, weight: Weight) -> tuple[tuple[tuple[int, int], ...], bool]:

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._wide import as_like, as_real, real_dtype
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
 from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, slack_of, sum_shardings
@@ -240,7 +241,7 @@ def adaptive_clip(
         tree, scales, bounds = summed.tree, None, thresholds
         if normalize:
             # Divided afterwards: a weight sees its own group's threshold, not the norm of them all.
-            tree = jax.tree.map(lambda x: x / bound.astype(x.dtype), tree)
+            tree = jax.tree.map(lambda x: as_like(as_real(x) / bound.astype(real_dtype(x.dtype)), x), tree)
             bounds = thresholds / bound
         gammas = spec.gammas(thresholds, resolved.names)
         slack = slack_of(updates).total

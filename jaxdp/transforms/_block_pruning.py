@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxdp._wide import is_complex
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
@@ -119,6 +120,10 @@ class _Tiling(NamedTuple):
 
 def _scores(leaf: Array, stddev: Array | None, tiling: _Tiling) -> Float[Array, "stack down across"]:
     """The mean square of each tile, over that of its noise where it is known."""
+    if is_complex(leaf):
+        # Two real numbers with noise of that std each.
+        parts = (_scores(part, stddev, tiling) for part in (leaf.real, leaf.imag))
+        return sum(parts, start=jnp.zeros(tiling.grid, jnp.float32)) / 2
     wide = leaf.astype(jnp.float32)
     if stddev is not None:
         # Where there is no noise nothing is lost by keeping.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdp._wide import wide_dtype
+from jaxdp._wide import is_complex, wide_dtype
 from jaxdp.transforms._denoise_numerics import (
     COLD_PASSES,
     Denoised,
@@ -245,6 +245,8 @@ def _view(path: str, leaf: Any, select: Select, method: Method) -> _View | None:
         return None
     if layout not in ("matrix", "conv", "first_axis"):
         raise ValueError(f'select gave {layout!r} for {path}: give "matrix", "conv", "first_axis" or None.')
+    if is_complex(leaf):
+        raise TypeError(f"{path} is complex, and rmt_denoise is about real matrices: have select give None for it.")
     if len(shape) < 2:
         raise ValueError(f"select gave {layout!r} for {path}, whose shape is {shape}: give None for it.")
     split = {"matrix": len(shape) - 2, "conv": 0, "first_axis": 0}[layout]

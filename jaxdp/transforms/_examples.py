@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jaxdp._wide import is_complex
 from jaxdp.norms import EXACT, Norm, certified_norm
 from jaxdp.per_example import (
     Groups,
@@ -108,8 +109,13 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
             )
         if leaf.shape[1:] != param.shape:
             raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
+        if is_complex(leaf) != is_complex(param):
+            raise TypeError(
+                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give gradients as jax.grad does, "
+                "complex where the parameter is and real where it is real."
+            )
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:
         raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdp._wide import wide_dtype
+from jaxdp._wide import real_dtype, wide_dtype
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
@@ -56,7 +56,7 @@ def _spread(noise_stddev: Any, tree: PyTree) -> PyTree:
         given = jax.tree.leaves(noise_stddev)
     else:
         raise TypeError("noise_stddev is neither a number nor a pytree like the gradient: give one of these, or None.")
-    stddevs = [jnp.asarray(s, wide_dtype(leaf.dtype)) for s, leaf in zip(given, leaves, strict=True)]
+    stddevs = [jnp.asarray(s, wide_dtype(real_dtype(leaf.dtype))) for s, leaf in zip(given, leaves, strict=True)]
     for s, leaf in zip(stddevs, leaves, strict=True):
         try:
             fits = jnp.broadcast_shapes(s.shape, leaf.shape) == leaf.shape and s.ndim in (0, leaf.ndim)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxdp._normals import derived_words, has_own_numbers, normals_from
 from jaxdp._shards import check_generator
+from jaxdp._wide import as_like, as_real, is_complex, wide
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
 from jaxdp.transforms._noisy_gradient import NoisyGradient
@@ -45,7 +46,8 @@ def add_gaussian_noise(
     larger one that leaves it so. In every case the release is a Gaussian one of noise multiplier $\sigma$.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
-    parameter from places of its own in that key's stream. The noise is drawn in float32 or better. On a mesh
+    parameter from places of its own in that key's stream. The noise is drawn in float32 or better. A complex parameter
+    is a real vector of twice the length: its real and its imaginary part have noise of that std each. On a mesh
     (`jaxdp.parallel`) every device draws its own part of it, and the values are those of one device.
 
     Args:
@@ -94,7 +96,8 @@ def add_gaussian_noise(
         own_multiplier = updates.noise_multiplier(noise_multiplier)
         leaves, treedef = jax.tree.flatten(updates.tree)
         # Half-precision noise has few distinct values and no tails.
-        wide = [leaf.astype(leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32) for leaf in leaves]
+        full = [wide(leaf) for leaf in leaves]
+        parts = [as_real(leaf) for leaf in full]
         scales = [updates.sensitivity] * len(leaves)
         if updates.noise_scales is not None:
             scales = treedef.flatten_up_to(updates.noise_scales)
@@ -102,9 +105,10 @@ def add_gaussian_noise(
         if updates.shardings is not None:
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
-        stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
-        noisy = _with_noise(wide, stddevs, state.key, state.count, shardings)
-        gradient = treedef.unflatten(noisy)
+        stddevs = [jnp.asarray(own_multiplier * scale, x.dtype) for x, scale in zip(parts, scales, strict=True)]
+        spread = [s[..., None] if s.ndim and is_complex(x) else s for s, x in zip(stddevs, full, strict=True)]
+        noisy = _with_noise(parts, spread, state.key, state.count, shardings)
+        gradient = treedef.unflatten([as_like(x, leaf) for x, leaf in zip(noisy, full, strict=True)])
         if with_stddev:
             gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
         return gradient, GaussianNoiseState(state.key, state.count + 1)

@@ -23,7 +23,7 @@ class NoisyGradient(Inert):
     Attributes:
       tree: pytree like the parameters, float32 or better.
       noise_stddev: pytree like `tree` of arrays that broadcast against its leaves: the std of the Gaussian noise in
-        each entry, in the unit of `tree`; traced where thresholds adapt.
+        each entry (of a complex one, in either part), in the unit of `tree`; traced where thresholds adapt.
     """
 
     _refusal = (
@@ -39,7 +39,7 @@ class NoisyGradient(Inert):
 
     def __mul__(self, factor: Any) -> "NoisyGradient":
         """Gradient and std times a scalar."""
-        if isinstance(factor, Inert) or np.ndim(factor) != 0:
+        if isinstance(factor, Inert) or np.ndim(factor) != 0 or jnp.iscomplexobj(factor):
             self._refuse()
         tree = jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), self.tree)
         return NoisyGradient(tree, jax.tree.map(lambda s: s * jnp.abs(jnp.asarray(factor, s.dtype)), self.noise_stddev))

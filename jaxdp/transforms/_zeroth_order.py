@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
-from jaxdp._wide import wide_dtype
+from jaxdp._wide import as_like, as_real, wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output
@@ -145,7 +145,8 @@ def zeroth_order(
         def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
             direction = drawn(number)
             share = found[number, 0] / directions
-            return jax.tree.map(lambda t, z: t + share.astype(z.dtype) * z, total, direction), None
+            # As `jax.grad` has it: the gradient of a complex parameter is the conjugate of the direction it rises in.
+            return jax.tree.map(lambda t, z: t + share.astype(z.dtype) * jnp.conj(z), total, direction), None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), wide_dtype(x.dtype)), updates.params)
         total, _ = jax.lax.scan(add, zeros, jnp.arange(directions))
@@ -159,7 +160,12 @@ def zeroth_order(
 def _direction(params: PyTree, key: PRNGKeyArray) -> PyTree:
     """A standard normal direction, every parameter from a key of its own."""
     leaves, treedef = jax.tree.flatten(params)
-    draw = lambda i, x: standard_normal(jax.random.fold_in(key, i), jnp.shape(x), wide_dtype(x.dtype))
+
+    def draw(i: int, x: Array) -> Array:
+        wide = jax.ShapeDtypeStruct(jnp.shape(x), wide_dtype(x.dtype))
+        parts = jax.eval_shape(as_real, wide)
+        return as_like(standard_normal(jax.random.fold_in(key, i), parts.shape, parts.dtype), wide)
+
     return treedef.unflatten([draw(i, x) for i, x in enumerate(leaves)])
 
 

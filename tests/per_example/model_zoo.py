@@ -329,6 +329,175 @@ def equinox_mlp() -> Case:
     return Case(lambda p, x: jnp.sum(jnp.square(eqx.combine(p, static)(x))), params, normal(1, BATCH, DIM))
 
 
+def complex_normal(i: int, *shape: int, scale: float = 1.0) -> jax.Array:
+    return lax.complex(normal(i, *shape, scale=scale), normal(i + 100, *shape, scale=scale))
+
+
+def promoting(loss: Callable) -> Callable:
+    """A loss that leaves it to JAX to make real numbers complex, as users do."""
+
+    def run(*args: Any) -> jax.Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return loss(*args)
+
+    return run
+
+
+def fourier_layers() -> Case:
+    """Layers of a Fourier neural operator: complex kernels of few modes, scanned over and in checkpoints."""
+    modes = 3
+    params = {
+        "lift": weights(1, 2, 4),
+        "layers": {
+            "modes": complex_normal(2, 3, modes, 4, 4, scale=0.3),
+            "w": weights(3, 3, 4, 4),
+            "b": normal(4, 3, 4, scale=0.1),
+        },
+        "out": normal(5, 4),
+    }
+
+    @jax.checkpoint
+    def layer(h: jax.Array, p: dict) -> jax.Array:
+        low = jnp.fft.rfft(h, axis=0)[:modes]
+        mixed = jnp.zeros((5, 4), jnp.complex64).at[:modes].set(jnp.einsum("mi,mio->mo", low, p["modes"]))
+        return jnp.tanh(jnp.fft.irfft(mixed, n=8, axis=0) + h @ p["w"] + p["b"][None])
+
+    def loss(p: dict, x: jax.Array) -> jax.Array:
+        h, _ = lax.scan(lambda h, w: (layer(h, w), None), x @ p["lift"], p["layers"])
+        return jnp.mean(jnp.square(h @ p["out"]))
+
+    return Case(promoting(loss), params, normal(6, BATCH, 8, 2))
+
+
+def state_space() -> Case:
+    """A diagonal state space layer: a complex scan of real and of complex parameters, and a complex first state."""
+    params = {
+        "rate": normal(1, 4, scale=0.3),
+        "angle": normal(2, 4),
+        "b": normal(3, 2, 4, DIM, scale=0.3),
+        "c": complex_normal(4, 3, 4),
+        "skip": weights(5, DIM, 3),
+        "start": complex_normal(6, 4),
+    }
+
+    def loss(p: dict, xs: jax.Array) -> jax.Array:
+        decay = jnp.exp(lax.complex(-jnp.exp(p["rate"]), p["angle"]))
+        into = lax.complex(p["b"][0], p["b"][1])
+
+        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = decay * h + into @ x.astype(jnp.complex64)
+            return h, 2 * (p["c"] @ h).real + x @ p["skip"]
+
+        h, ys = lax.scan(step, p["start"], xs)
+        return jnp.mean(jnp.square(jnp.tanh(ys))) + 0.1 * jnp.sum(jnp.abs(h)) + jnp.sum(h * jnp.conj(h)).real
+
+    return Case(promoting(loss), params, normal(7, BATCH, SEQ, DIM))
+
+
+def complex_recurrent() -> Case:
+    """A complex kernel at every step, a table that is looked up and multiplied with, and complex data."""
+    params = {"w": complex_normal(1, 4, 4, scale=0.3), "table": complex_normal(2, VOCAB, 4), "real": normal(3, 4)}
+
+    def loss(p: dict, example: dict) -> jax.Array:
+        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
+            h = h @ p["w"] + x
+            return h / (1 + jnp.abs(h)), None
+
+        h, _ = lax.scan(step, example["x"], p["table"][example["ids"]])
+        scores = jnp.abs(p["table"] @ h)
+        return jax.nn.logsumexp(scores) - scores[0] + jnp.sum(jnp.angle(h * p["real"] + 1j * p["real"]))
+
+    return Case(promoting(loss), params, {"x": complex_normal(4, BATCH, 4), "ids": tokens()})
+
+
+@jax.custom_vjp
+def _turned(z: jax.Array, w: jax.Array) -> jax.Array:
+    return z @ w
+
+
+_turned.defvjp(lambda z, w: (_turned(z, w), (z, w)), lambda r, ct: (ct @ r[1].T, 2j * jnp.outer(r[0], ct)))
+
+
+def complex_views() -> Case:
+    """Real weights that become complex, complex ones that become real, and one weight in both ways."""
+    params = {
+        "w": weights(1, DIM, DIM),
+        "z": complex_normal(2, DIM, DIM, scale=0.3),
+        "bias": complex_normal(3, DIM),
+        "kernel": complex_normal(4, 3, 2, 4, scale=0.5),
+        "phase": normal(5, DIM),
+        "turned": complex_normal(6, DIM, 2),
+    }
+
+    def loss(p: dict, x: jax.Array) -> jax.Array:
+        spectrum = jnp.fft.fft(x) @ p["w"] + p["bias"]
+        spectrum = spectrum * jnp.exp(1j * p["phase"])
+        half = jnp.abs(x @ jnp.real(p["z"])) + jnp.imag(spectrum) * jnp.imag(p["z"])[0]
+        y = jnp.conj(p["z"]).T @ spectrum + half
+        signal = y.reshape(1, 4, 2)
+        folded = lax.conv_general_dilated(signal, p["kernel"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        tied = jnp.sum(x @ p["w"]) + jnp.sum(jnp.abs(jnp.fft.fft(p["w"], axis=0).T @ x) ** 2)
+        turned = jnp.abs(jnp.sum(_turned(y, p["turned"])))
+        chosen = lax.cond(y[0].real > 0, lambda: jnp.abs(y @ p["z"])[0], lambda: jnp.sum((y * p["bias"]).imag))
+        return jnp.sum(jnp.abs(folded)) + 0.1 * tied + turned + chosen
+
+    return Case(promoting(loss), params, normal(7, BATCH, DIM))
+
+
+def branches() -> Case:
+    """Branches on an example's values, with infinite derivatives in those that it does not take."""
+    params = {
+        "w": normal(1, 3),
+        "v": normal(2, DIM, DIM, scale=0.3),
+        "g": jnp.array([0.0, -1.0, 2.0]),
+        "table": normal(3, VOCAB, DIM),
+        "stack": weights(4, 3, DIM, DIM),
+        "scale": 1 + 0.1 * normal(5, 3, DIM),
+    }
+
+    def safe_log(w: jax.Array, t: jax.Array) -> jax.Array:
+        return lax.cond(t > 0, lambda: w * jnp.log(t), lambda: w * t)
+
+    def loss(p: dict, example: dict) -> jax.Array:
+        x, which, ids = example["x"], example["which"], example["ids"]
+        first = x[0, 0]
+        root = jnp.sqrt(x[0])  # NaN in half of its entries, but for the last example
+        # The logarithm of a parameter that has none, of which no example's gradient knows.
+        never = lambda: jnp.sum(jnp.log(p["g"])) * first + p["g"][0] ** 0.5 * first
+        taken = lax.cond(first > 100.0, never, lambda: jnp.sum(p["g"] * first))
+        both = lax.switch(
+            which,
+            [
+                lambda: jnp.sum(jnp.tanh(x @ p["v"])),
+                lambda: safe_log(p["w"][0], first) + p["w"][1] / jnp.where(which == 1, 2.0, 0.0),
+                lambda: jnp.sum(jax.checkpoint(lambda v: jnp.sqrt(jnp.abs(first) + 1.0) * jnp.tanh(x @ v))(p["v"])),
+                lambda: jnp.sum(jnp.square(root @ p["v"])) + jnp.sum(jnp.tanh(p["table"][ids] / root[None])),
+            ],
+        )
+        mapped = jnp.sum(lax.map(lambda t: safe_log(p["w"][2], t) + safe_log(first, t + 1.0), x[:, 1]))
+
+        def layer(h: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+            w, s = layer
+            up = lambda: jnp.tanh(h @ w) * jnp.log(h[0, 0])
+            h = lax.cond(
+                h[0, 0] > 0, up, lambda: lax.cond(which < 2, lambda: jnp.tanh(h @ w) * s[None], lambda: h + s[None])
+            )
+            return h, None
+
+        def deep(h: jax.Array) -> jax.Array:
+            h, _ = lax.scan(jax.checkpoint(layer), h, (p["stack"], p["scale"]))
+            return jnp.sum(jnp.square(h))
+
+        loops = lax.cond(
+            which < 2, lambda: deep(x), lambda: lax.cond(which > 5, lambda: deep(x / 0.0), lambda: deep(-x))
+        )
+        return taken + both + mapped + loops
+
+    x = normal(6, BATCH, SEQ, DIM)
+    batch = {"x": x.at[-1, 0].set(0.5 + jnp.abs(x[-1, 0])), "which": jnp.array([0, 1, 2, 1, 3]), "ids": tokens()}
+    return Case(loss, params, batch)
+
+
 ZOO: dict[str, Callable[[], Case]] = {
     f.__name__: f
     for f in (
@@ -355,5 +524,10 @@ ZOO: dict[str, Callable[[], Case]] = {
         nnx_conv_net,
         haiku_lstm,
         equinox_mlp,
+        fourier_layers,
+        state_space,
+        complex_recurrent,
+        complex_views,
+        branches,
     )
 }

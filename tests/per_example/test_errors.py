@@ -45,7 +45,6 @@ def test_what_the_errors_below_are_compared_with():
         (jnp.arange(2), r"params\['dense'\]\['step'\] has dtype int32, which has no gradient.*close over it"),
         (np.zeros(2, np.uint8), r"params\['dense'\]\['step'\] has dtype uint8"),
         (jnp.ones(2, bool), r"params\['dense'\]\['step'\] has dtype bool"),
-        (jnp.ones(2, jnp.complex64), r"params\['dense'\]\['step'\] has dtype complex64"),
         (jax.random.key(0), r"params\['dense'\]\['step'\] has dtype key<fry>"),
         (0.5, r"params\['dense'\]\['step'\] is float, not an array: keep it outside params"),
         (3, r"params\['dense'\]\['step'\] is int, not an array"),
@@ -110,7 +109,11 @@ def test_microbatch_sizes_that_do_not_exist(size):
     [
         (lambda p, e: e["x"] @ p["dense"]["kernel"], ValueError, r"returns shape \(2,\) for one example.*a scalar"),
         (lambda p, e: loss(p, e)[None], ValueError, r"returns shape \(1,\) for one example"),
-        (lambda p, e: loss(p, e).astype(int), TypeError, r"the loss has dtype int32: it must be floating point"),
+        (
+            lambda p, e: loss(p, e).astype(int),
+            TypeError,
+            r"the loss has dtype int32: it must be a real floating-point number",
+        ),
         (lambda p, e: loss(p, e) > 0, TypeError, "the loss has dtype bool"),
         (lambda p, e: loss(p, e).astype(jnp.complex64), TypeError, "the loss has dtype complex64"),
         (lambda p, e: (loss(p, e), e["x"]), TypeError, "returns a container .*has_aux=True"),
