@@ -73,6 +73,6 @@ def arrays_of(entries: Sequence[Entry]) -> list[Any]:
 def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
     """Entries like the given ones on other arrays."""
     return [
-        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
+        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else dataclasses.replace(x, value=a)
         for x, a in zip(entries, arrays, strict=True)
     ]

@@ -55,7 +55,7 @@ class Traced:
 
     def evaluate(self, rewriter: Rewriter, weights: Sequence[Weight], example: PyTree) -> tuple[Any, dict[Key, Any]]:
         """The loss of one example, and what its taps emit."""
-        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False) for x in jax.tree.leaves(example))]
+        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False, active=False) for x in jax.tree.leaves(example))]
         live = [x for x, u in zip(inputs, self.used, strict=True) if u]
         outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, live, ())
         (value,), more = rewriter.escape_all(outs, ())

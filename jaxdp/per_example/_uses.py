@@ -9,8 +9,8 @@ from jaxdp.per_example._gathered import Gathered
 from jaxdp.per_example._use import Added, Multiplied, Use
 
 
-def use_of(eqn: Any, index: int, others_are_weights: bool, choice: NormChoice) -> Use:
-    """The best rule for operand `index` of an equation."""
+def use_of(eqn: Any, index: int, others_are_weights: bool, choice: NormChoice, active: tuple[int, ...] = ()) -> Use:
+    """The best rule for operand `index` of an equation, which is differentiated by all its `active` operands."""
     name = eqn.primitive.name
     if not others_are_weights:
         if name == "dot_general":
@@ -23,4 +23,4 @@ def use_of(eqn: Any, index: int, others_are_weights: bool, choice: NormChoice) -
         return Added(eqn, index, choice)
     if name == "mul":
         return Multiplied(eqn, index, choice)
-    return Use(eqn, index, choice)
+    return Use(eqn, index, choice, active)

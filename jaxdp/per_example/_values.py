@@ -27,10 +27,15 @@ class Shadow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """An ordinary value; `fixed` when it depends on neither the example nor a parameter."""
+    """An ordinary value.
+
+    `fixed`: whether it depends on neither the example nor a parameter.
+    `active`: whether it depends on a parameter, so that there is a derivative by it.
+    """
 
     value: Any
     fixed: bool
+    active: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +65,8 @@ class Weight:
 
 
 Entry = Plain | Weight
+
+
+def is_active(entry: Entry) -> bool:
+    """Whether there is a derivative by a value."""
+    return isinstance(entry, Weight) or entry.active

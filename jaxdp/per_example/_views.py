@@ -27,6 +27,12 @@ _LINEAR = frozenset(
 )
 # A gather repeats rows, a convolution or a matrix product is a use: none of these is worth differentiating twice.
 _NEVER_DERIVED = frozenset({"gather", "scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# Their derivatives take the zeros that JAX leaves out; those of others (sparse matrices, solvers) may not.
+_TAKES_LEFT_OUT_ZEROS = frozenset(
+    """abs add add_any concatenate convert_element_type cos cumsum custom_jvp_call div dot_general dynamic_update_slice
+    exp exp2 expm1 integer_pow jit log log1p logistic max min mul neg pad pjit pow reduce_max reduce_min reduce_sum
+    rsqrt select_n sign sin split sqrt square stop_gradient sub tanh""".split()
+)
 
 
 def is_derivable(eqn: Any, operands: Sequence[Entry]) -> bool:
@@ -42,7 +48,7 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
     values = [x.value for x in operands]
     outs = eval_eqn(eqn, values)
     if eqn.primitive.name == "stop_gradient":
-        return [Plain(out, fixed=True) for out in outs]
+        return [Plain(out, fixed=True, active=False) for out in outs]
     leaves = sorted({leaf for w in weights for leaf in w.shadows})
     shadows: list[dict[int, Shadow]] = [{} for _ in outs]
     _check_bases(eqn, weights, outs)
@@ -72,7 +78,10 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
             cuts=first.cuts if all(w.cuts == first.cuts for w in weights) else (),
         )
 
-    return [view(out, shadow) if shadow else Plain(out, fixed=True) for out, shadow in zip(outs, shadows, strict=True)]
+    return [
+        view(out, shadow) if shadow else Plain(out, fixed=True, active=False)
+        for out, shadow in zip(outs, shadows, strict=True)
+    ]
 
 
 def _check_bases(eqn: Any, weights: Sequence[Weight], outs: Sequence[Any]) -> None:
@@ -113,10 +122,21 @@ def _push(eqn: Any, operands: Sequence[Entry], tangents: Sequence[Any], outs: Se
     primals = [values[i] for i in active]
     dots = [tangents[i].astype(values[i].dtype) for i in active]
     _, out_dots = jax.jvp(apply, primals, dots)
+    if eqn.primitive.name not in _TAKES_LEFT_OUT_ZEROS:
+        out_dots = [_with_zeros(x) if x.dtype != jax.dtypes.float0 else x for x in out_dots]
     return [
         dot.astype(wide_dtype(dot.dtype)) if jnp.issubdtype(out.dtype, jnp.floating) else None
         for out, dot in zip(outs, out_dots, strict=True)
     ]
+
+
+@jax.custom_vjp
+def _with_zeros(x: Array) -> Array:
+    """`x`, whose cotangent is an array also where nothing depends on it."""
+    return x
+
+
+_with_zeros.defvjp(lambda x: (x, None), lambda _, ct: (ct,))
 
 
 def _keeps_norm(eqn: Any) -> bool:
