@@ -30,7 +30,9 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
         cut: Sequence[Entry],
         state_moves: Sequence[bool],
     ) -> Callable:
-        views = OperandViews(modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys)
+        views = OperandViews(
+            modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys, tables=rewriter.tables
+        )
         where = {leaf: i for i, x in enumerate(cut) if isinstance(x, Weight) for leaf in x.shadows if leaf in leaves}
 
         def shadow_of(args: Any, leaf: int) -> Shadow:

@@ -13,10 +13,12 @@ from jaxdp.per_example import _compat
 from jaxdp.per_example._active import active_carry, active_outputs
 from jaxdp.per_example._canonical import evaluated, is_convolution
 from jaxdp.per_example._compat import eval_eqn, has_equation, is_literal, sub_jaxpr
+from jaxdp.per_example._joined import as_concatenations, is_product_of_parts, product_of_parts
 from jaxdp.per_example._parted import parted_use
 from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
+from jaxdp.per_example._public import evaluated_when_asked
 from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._slices import arrays_of, cut_by, inside, rows, with_arrays, with_uncut
 from jaxdp.per_example._taps import Key, Mode, Report, tap
@@ -43,6 +45,8 @@ class Rewriter:
       remat: whether there is a checkpoint around.
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
+      tables: leaves of which picking public rows is a lookup like others, and no view.
+      picked: leaves of which public rows were picked.
     """
 
     modes: dict[int, Mode]
@@ -57,6 +61,8 @@ class Rewriter:
     remat: bool = False
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    tables: frozenset[int] = frozenset()
+    picked: set[int] = dataclasses.field(default_factory=set)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
@@ -96,7 +102,13 @@ class Rewriter:
             return self._cond(eqn, operands, path)
         if name == "while":
             return self._while(eqn, operands, path)
-        if is_derivable(eqn, operands):
+        if is_product_of_parts(eqn, operands):
+            product, parts = product_of_parts(eqn, operands)
+            return self.run(product.jaxpr, product.consts, parts, path)
+        if is_derivable(eqn, operands) and not (name == "gather" and self._looks_up(operands[0])):
+            joined = as_concatenations(eqn)
+            if joined is not None:
+                return self.run(joined.jaxpr, joined.consts, operands, path)
             return derive(eqn, operands), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
         active = tuple(i for i, x in enumerate(operands) if is_active(x) and is_float(x.value))
@@ -115,7 +127,15 @@ class Rewriter:
 
     def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
         fixed = all(x.fixed for x in operands if isinstance(x, Plain))
-        return [Plain(out, fixed) for out in evaluated(eqn, [x.value for x in operands])]
+        outs = evaluated(eqn, [x.value for x in operands])
+        found = evaluated_when_asked(eqn, operands) if fixed else [None] * len(outs)
+        return [Plain(out, fixed, known=value) for out, value in zip(outs, found, strict=True)]
+
+    def _looks_up(self, entry: Entry) -> bool:
+        """Whether picking public rows of a parameter is a use like other lookups of it, and notes that it is picked."""
+        leaves = entry.shadows if isinstance(entry, Weight) else {}
+        self.picked.update(leaves)
+        return any(leaf in self.tables for leaf in leaves)
 
     def _tap(
         self, run: Callable, uses: dict[int, Use], operands: Sequence[Entry], path: Path

@@ -1,8 +1,10 @@
 """What flows through a rewritten jaxpr: ordinary values, and values computed from parameters alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Key
 
 Path = tuple[int, ...]
@@ -31,11 +33,13 @@ class Plain:
 
     `fixed`: whether it depends on neither the example nor a parameter.
     `active`: whether it depends on a parameter, so that there is a derivative by it.
+    `known`: for a fixed integer array, what finds its value while tracing.
     """
 
     value: Any
     fixed: bool
     active: bool = True
+    known: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Weight:
     `stack`: the leading axes of the leaf that loops have taken slices along.
     `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
     `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
+    `parts`: what lies side by side in this value along its axis `side`, if several parameters or constants do.
     """
 
     value: Array
@@ -62,6 +67,8 @@ class Weight:
     stack: tuple[int, ...]
     steady: bool
     cuts: tuple[Path, ...]
+    parts: "tuple[Entry, ...] | None" = None
+    side: int = 0
 
 
 Entry = Plain | Weight

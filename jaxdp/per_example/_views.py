@@ -1,5 +1,6 @@
 """Equations on parameters alone: the weight they give is another weight, no example is involved yet."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxtyping import Array
 
 from jaxdp._wide import wide_dtype
 from jaxdp.per_example._compat import eval_eqn, is_literal
+from jaxdp.per_example._joined import covers_once
+from jaxdp.per_example._public import known, picked_once
 from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
 
 # Linear in their first operand and free of arithmetic, so they apply to a float32 shadow as they are.
@@ -22,22 +25,27 @@ _LINEAR = frozenset(
         "rev",
         "broadcast_in_dim",
         "dynamic_slice",
+        "split",
+        "gather",
         "copy",
     }
 )
-# A gather repeats rows, a convolution or a matrix product is a use: none of these is worth differentiating twice.
-_NEVER_DERIVED = frozenset({"gather", "scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# None of these is worth differentiating twice.
+_NEVER_DERIVED = frozenset({"scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 # Their derivatives take the zeros that JAX leaves out; those of others (sparse matrices, solvers) may not.
 _TAKES_LEFT_OUT_ZEROS = frozenset(
-    """abs add add_any concatenate convert_element_type cos cumsum custom_jvp_call div dot_general dynamic_update_slice
-    exp exp2 expm1 integer_pow jit log log1p logistic max min mul neg pad pjit pow reduce_max reduce_min reduce_sum
-    rsqrt select_n sign sin split sqrt square stop_gradient sub tanh""".split()
+    {"add", "add_any", "concatenate", "custom_jvp_call", "div", "dot_general", "dynamic_update_slice", "exp", "jit"}
+    | {"integer_pow", "log", "log1p", "logistic", "max", "min", "mul", "neg", "pjit", "pow", "reduce_max", "reduce_min"}
+    | {"reduce_sum", "rsqrt", "select_n", "sqrt", "square", "sub", "tanh"}
 )
 
 
 def is_derivable(eqn: Any, operands: Sequence[Entry]) -> bool:
     """Whether the outputs are again functions of parameters and constants only."""
     if eqn.primitive.name in _NEVER_DERIVED or not any(isinstance(x, Weight) for x in operands):
+        return False
+    if eqn.primitive.name == "gather" and picked_once(eqn, operands) is None:
+        # It may repeat rows, and knows how to add them up.
         return False
     return all(isinstance(x, Weight) or x.fixed for x in operands)
 
@@ -61,26 +69,32 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
             if total is not None:
                 shadows[i][leaf] = mine[0]._replace(total=total, own=None if owns is None else owns[i])
     first = weights[0]
-    box, aligned = _box(eqn, first)
+    join = eqn.primitive.name == "concatenate"
+    once = covers_once(operands) if join else len(weights) == 1 and first.isometric and _keeps_norm(eqn)
+    parts, side = (tuple(operands), eqn.params["dimension"]) if join and not once else _moved_parts(eqn, first)
+    public = all(isinstance(x, Weight) or known(x) is not None for x in operands[1:])
 
-    def view(value: Array, shadows: dict[int, Shadow]) -> Weight:
+    def view(i: int, value: Array, shadows: dict[int, Shadow]) -> Weight:
+        box, aligned = (_whole(first), False) if join else _box(eqn, operands, i)
         return Weight(
             value=value,
             shadows=shadows,
-            isometric=len(weights) == 1 and first.isometric and _keeps_norm(eqn),
+            isometric=once,
             box=box,
             aligned=aligned,
             axes=_axes(eqn, first) if len(weights) == 1 else None,
             leaf_shape=first.leaf_shape,
             stack=first.stack,
             # Another operand may be a loop's counter.
-            steady=first.steady and len(operands) == 1,
+            steady=all(w.steady for w in weights) and public,
             cuts=first.cuts if all(w.cuts == first.cuts for w in weights) else (),
+            parts=parts,
+            side=int(side),
         )
 
     return [
-        view(out, shadow) if shadow else Plain(out, fixed=True, active=False)
-        for out, shadow in zip(outs, shadows, strict=True)
+        view(i, out, shadow) if shadow else Plain(out, fixed=True, active=False)
+        for i, (out, shadow) in enumerate(zip(outs, shadows, strict=True))
     ]
 
 
@@ -149,14 +163,57 @@ def _keeps_norm(eqn: Any) -> bool:
     return name in _LINEAR
 
 
-def _box(eqn: Any, weight: Weight) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """The part of the leaf that a view of `weight` shows."""
+def _moved_parts(eqn: Any, weight: Weight) -> tuple[tuple[Entry, ...] | None, int]:
+    """What lies side by side in a view, and along which axis, where the view only moves or converts axes."""
     name = eqn.primitive.name
-    if weight.aligned and name == "slice":
-        starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-        inner = zip(weight.box, starts, limits, strict=True)
-        return tuple((lo + start, lo + stop) for (lo, _), start, stop in inner), eqn.params["strides"] is None
-    return weight.box, weight.aligned and name in ("convert_element_type", "copy")
+    if weight.parts is None or name not in ("transpose", "convert_element_type", "copy"):
+        return None, 0
+    moved = [
+        derive(eqn, [x])[0] if isinstance(x, Weight) else dataclasses.replace(x, value=eval_eqn(eqn, [x.value])[0])
+        for x in weight.parts
+    ]
+    return tuple(moved), eqn.params["permutation"].index(weight.side) if name == "transpose" else weight.side
+
+
+def _whole(weight: Weight) -> tuple[tuple[int, int], ...]:
+    return tuple((0, n) for n in weight.leaf_shape[len(weight.stack) :])
+
+
+def _box(eqn: Any, operands: Sequence[Entry], number: int) -> tuple[tuple[tuple[int, int], ...], bool]:
+    """The part of the leaf that a view of the first operand shows, and whether its axes are still the leaf's."""
+    name, weight = eqn.primitive.name, operands[0]
+    if not isinstance(weight, Weight):
+        return next(x for x in operands if isinstance(x, Weight)).box, False
+    if not weight.aligned:
+        return weight.box, False
+    if name == "slice":
+        strides = eqn.params["strides"]
+        found = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
+        return _inner(weight.box, found), strides is None or set(strides) <= {1}
+    if name == "split":
+        axis, sizes = eqn.params["axis"], [int(n) for n in eqn.params["sizes"]]
+        start = sum(sizes[:number])
+        whole = [(0, hi - lo) for lo, hi in weight.box]
+        whole[axis] = (start, start + sizes[number])
+        return _inner(weight.box, whole), True
+    if name == "dynamic_slice":
+        starts = [known(x) for x in operands[1:]]
+        if any(start is None for start in starts):
+            return weight.box, False
+        every = zip(starts, eqn.params["slice_sizes"], operands[0].value.shape, strict=True)
+        clamped = [(min(max(int(start), 0), n - size), size) for start, size, n in every]  # pyright: ignore[reportArgumentType]
+        return _inner(weight.box, [(start, start + size) for start, size in clamped]), True
+    if name == "gather":
+        picked = picked_once(eqn, operands)
+        assert picked is not None
+        axis, places = picked
+        lo, hi = weight.box[axis][0] + int(places.min()), weight.box[axis][0] + int(places.max()) + 1
+        return (*weight.box[:axis], (lo, hi), *weight.box[axis + 1 :]), False
+    return weight.box, name in ("convert_element_type", "copy")
+
+
+def _inner(box: Sequence[tuple[int, int]], within: Any) -> tuple[tuple[int, int], ...]:
+    return tuple((lo + start, lo + stop) for (lo, _), (start, stop) in zip(box, within, strict=True))
 
 
 def _axes(eqn: Any, weight: Weight) -> tuple[int, ...] | None:
