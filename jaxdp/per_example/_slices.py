@@ -27,6 +27,7 @@ def cut_by(entry: Entry, body: Path) -> Entry:
         axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
         stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
         cuts=(*entry.cuts, body),
+        spans=None,
         parts=None,
     )
 

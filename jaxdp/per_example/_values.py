@@ -54,6 +54,7 @@ class Weight:
     `stack`: the leading axes of the leaf that loops have taken slices along.
     `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
     `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
+    `spans`: where the value is the whole box, but for axes of length one, which axis of it each of its own is.
     `parts`: what lies side by side in this value along its axis `side`, if several parameters or constants do.
     """
 
@@ -67,6 +68,7 @@ class Weight:
     stack: tuple[int, ...]
     steady: bool
     cuts: tuple[Path, ...]
+    spans: tuple[int, ...] | None = None
     parts: "tuple[Entry, ...] | None" = None
     side: int = 0
 

@@ -75,7 +75,7 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
     public = all(isinstance(x, Weight) or known(x) is not None for x in operands[1:])
 
     def view(i: int, value: Array, shadows: dict[int, Shadow]) -> Weight:
-        box, aligned = (_whole(first), False) if join else _box(eqn, operands, i)
+        box, aligned, spans = (_whole(first), False, None) if join else _box(eqn, operands, i)
         return Weight(
             value=value,
             shadows=shadows,
@@ -88,6 +88,7 @@ def derive(eqn: Any, operands: Sequence[Entry]) -> list[Entry]:
             # Another operand may be a loop's counter.
             steady=all(w.steady for w in weights) and public,
             cuts=first.cuts if all(w.cuts == first.cuts for w in weights) else (),
+            spans=spans,
             parts=parts,
             side=int(side),
         )
@@ -179,41 +180,54 @@ def _whole(weight: Weight) -> tuple[tuple[int, int], ...]:
     return tuple((0, n) for n in weight.leaf_shape[len(weight.stack) :])
 
 
-def _box(eqn: Any, operands: Sequence[Entry], number: int) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """The part of the leaf that a view of the first operand shows, and whether its axes are still the leaf's."""
+def _box(
+    eqn: Any, operands: Sequence[Entry], number: int
+) -> tuple[tuple[tuple[int, int], ...], bool, tuple[int, ...] | None]:
+    """The part of the leaf that a view of the first operand shows, whether its axes are the leaf's, and its spans."""
     name, weight = eqn.primitive.name, operands[0]
     if not isinstance(weight, Weight):
-        return next(x for x in operands if isinstance(x, Weight)).box, False
-    if not weight.aligned:
-        return weight.box, False
+        return next(x for x in operands if isinstance(x, Weight)).box, False, None
+    spans = tuple(range(len(weight.box))) if weight.aligned else weight.spans
+    if spans is None:
+        return weight.box, False, None
+    box = list(weight.box)
+
+    def within(cuts: Sequence[tuple[int, int] | None]) -> tuple[tuple[int, int], ...]:
+        for axis, cut in zip(spans, cuts, strict=True):
+            lo = box[axis][0]
+            box[axis] = box[axis] if cut is None else (lo + cut[0], lo + cut[1])
+        return tuple(box)
+
+    shape: tuple[int, ...] = eqn.invars[0].aval.shape
     if name == "slice":
         strides = eqn.params["strides"]
-        found = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
-        return _inner(weight.box, found), strides is None or set(strides) <= {1}
+        exact = strides is None or set(strides) <= {1}
+        found = within(list(zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)))
+        return found, weight.aligned and exact, spans if exact else None
     if name == "split":
-        axis, sizes = eqn.params["axis"], [int(n) for n in eqn.params["sizes"]]
+        axis, sizes = int(eqn.params["axis"]), [int(n) for n in eqn.params["sizes"]]
         start = sum(sizes[:number])
-        whole = [(0, hi - lo) for lo, hi in weight.box]
-        whole[axis] = (start, start + sizes[number])
-        return _inner(weight.box, whole), True
+        cuts = [(start, start + sizes[number]) if i == axis else None for i in range(len(shape))]
+        return within(cuts), weight.aligned, spans
     if name == "dynamic_slice":
         starts = [known(x) for x in operands[1:]]
         if any(start is None for start in starts):
-            return weight.box, False
-        every = zip(starts, eqn.params["slice_sizes"], operands[0].value.shape, strict=True)
-        clamped = [(min(max(int(start), 0), n - size), size) for start, size, n in every]  # pyright: ignore[reportArgumentType]
-        return _inner(weight.box, [(start, start + size) for start, size in clamped]), True
+            return weight.box, False, None
+        sizes = eqn.params["slice_sizes"]
+        clamped = [min(max(int(s), 0), n - size) for s, size, n in zip(starts, sizes, shape, strict=True)]  # pyright: ignore[reportArgumentType]
+        return within([(s, s + size) for s, size in zip(clamped, sizes, strict=True)]), weight.aligned, spans
     if name == "gather":
         picked = picked_once(eqn, operands)
         assert picked is not None
-        axis, places = picked
-        lo, hi = weight.box[axis][0] + int(places.min()), weight.box[axis][0] + int(places.max()) + 1
-        return (*weight.box[:axis], (lo, hi), *weight.box[axis + 1 :]), False
-    return weight.box, name in ("convert_element_type", "copy")
-
-
-def _inner(box: Sequence[tuple[int, int]], within: Any) -> tuple[tuple[int, int], ...]:
-    return tuple((lo + start, lo + stop) for (lo, _), (start, stop) in zip(box, within, strict=True))
+        hull = (int(picked[1].min()), int(picked[1].max()) + 1)
+        return within([hull if i == picked[0] else None for i in range(len(shape))]), False, None
+    if name == "transpose":
+        return weight.box, False, tuple(spans[i] for i in eqn.params["permutation"])
+    if name == "squeeze":
+        gone = {d % len(shape) for d in eqn.params["dimensions"]}
+        return weight.box, False, tuple(a for i, a in enumerate(spans) if i not in gone)
+    same = name in ("convert_element_type", "copy")
+    return weight.box, weight.aligned and same, spans if same else None
 
 
 def _axes(eqn: Any, weight: Weight) -> tuple[int, ...] | None:
