@@ -6,6 +6,7 @@ from jaxdp.norms import NormChoice
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._gathered import Gathered
+from jaxdp.per_example._ragged_use import Ragged
 from jaxdp.per_example._use import Added, Multiplied, Use
 
 
@@ -19,6 +20,8 @@ def use_of(eqn: Any, index: int, others_are_weights: bool, choice: NormChoice, a
             return Gathered(eqn, index, choice)
         if name == "conv_general_dilated" and Convolved.matches(eqn, index):
             return Convolved(eqn, index, choice.plain())
+        if name == "ragged_dot_general" and Ragged.matches(eqn, index):
+            return Ragged(eqn, index, choice)
     if name in ("add", "sub", "add_any"):
         return Added(eqn, index, choice)
     if name == "mul":
