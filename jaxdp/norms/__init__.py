@@ -47,7 +47,7 @@ from jaxdp.norms._exact import (
     summed_rows,
     summed_rows_certificate,
 )
-from jaxdp.norms._rounding import kappa, magnitude, sum_unit, unit
+from jaxdp.norms._rounding import kappa, magnitude, running_unit, sum_unit, unit
 from jaxdp.norms._sketches import probe_matrix
 
 __all__ = [
@@ -95,6 +95,7 @@ __all__ = [
     "rows_certificate",
     "rows_norm_cost",
     "rows_sum_cost",
+    "running_unit",
     "shared_unit",
     "sum_cost",
     "sum_unit",

@@ -77,9 +77,17 @@ def reduction_depth(n: int) -> int:
 
 def sum_unit(t: int, c: int, p: int, dtype: Any, precision: Any) -> float:
     r"""$\eta$ such that a weighted sum of `t` outer products is off by $\eta \sum_t |w a_t||g_t|$ at most, in norm."""
+    return _unit_of_depth(product_depth(t, c, p), dtype, precision)
+
+
+def running_unit(t: int, dtype: Any, precision: Any) -> float:
+    """The same of terms that are added up one after the other."""
+    return _unit_of_depth(t, dtype, precision)
+
+
+def _unit_of_depth(depth: int, dtype: Any, precision: Any) -> float:
     per_addition = unit(dtype) * (1.0 if jax.default_backend() == "cpu" else _MATRIX_UNIT_FACTOR)
-    depth = product_depth(t, c, p) + OTHER_ROUNDINGS
-    return (depth * per_addition + 2 * input_unit(wide_dtype(dtype), precision)) * UPWARDS
+    return ((depth + OTHER_ROUNDINGS) * per_addition + 2 * input_unit(wide_dtype(dtype), precision)) * UPWARDS
 
 
 def norm_product_unit(t: int, c: int, p: int, dtype: Any) -> float:

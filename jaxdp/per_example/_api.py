@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxdp.per_example import _check
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._placement import Placement, check_sizes
+from jaxdp.per_example._ragged import teach_jax
 from jaxdp.per_example._rules import check_rules
 
 PyTree = Any
@@ -80,6 +81,7 @@ def per_example_grad(
     """
     check_method(method)
     check_rules(rules, method)
+    teach_jax()
     checked = _check.call_loss(loss, has_aux)
 
     def f(

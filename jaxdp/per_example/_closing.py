@@ -25,8 +25,16 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
     keys = frozenset(part.key for part in parts)
     leaves = sorted({member.leaf for family in families for member in family.members})
 
-    def wrap(step: Callable, rewriter: Rewriter, constants: Sequence[Entry], cut: Sequence[Entry]) -> Callable:
-        views = OperandViews(modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys)
+    def wrap(
+        step: Callable,
+        rewriter: Rewriter,
+        constants: Sequence[Entry],
+        cut: Sequence[Entry],
+        state_moves: Sequence[bool],
+    ) -> Callable:
+        views = OperandViews(
+            modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys, tables=rewriter.tables
+        )
         where = {leaf: i for i, x in enumerate(cut) if isinstance(x, Weight) for leaf in x.shadows if leaf in leaves}
 
         def shadow_of(args: Any, leaf: int) -> Shadow:
@@ -40,7 +48,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
             return (*args[:3], slices)
 
         def closed(*args: Any) -> Any:
-            merge, moving, still = _split(args, constants, cut)
+            merge, moving, still = _split(args, constants, cut, state_moves)
 
             def run(local: dict[Key, Report], moving: list[Array], still: list[Any]) -> tuple[Any, Any]:
                 reports, *rest = merge(moving, still)
@@ -107,13 +115,15 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
     return wrap
 
 
-def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple[Callable, list[Any], list[Any]]:
+def _split(
+    args: Any, constants: Sequence[Entry], cut: Sequence[Entry], state_moves: Sequence[bool]
+) -> tuple[Callable, list[Any], list[Any]]:
     """The step's arguments as two lists, those with and those without a gradient, and what merges them again."""
     reports, held, state, slices = args
 
     def moves(entry: Entry, arrays: Any) -> Any:
         if isinstance(entry, Plain):
-            return is_float(arrays)
+            return is_float(arrays) and entry.active
         return False, {
             leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None, basis=None))
             for leaf, s in arrays[1].items()
@@ -132,7 +142,7 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
     flags = (
         jax.tree.map(lambda _: True, reports),
         [no_constants(x, moves(x, a), a) for x, a in zip(constants, held, strict=True)],
-        [is_float(x) for x in state],
+        [is_float(x) and flag for x, flag in zip(state, state_moves, strict=True)],
         [no_constants(x, moves(x, a), a) for x, a in zip(cut, slices, strict=True)],
     )
     leaves, treedef = jax.tree.flatten(args)

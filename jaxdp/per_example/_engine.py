@@ -167,6 +167,7 @@ class _Pass:
                 projections=traced.projections,
                 parts=traced.parts,
                 examples=traced.examples,
+                tables=traced.tables,
             )
             shadows = [
                 Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i), bases.get(i)) for i, t in enumerate(totals)
@@ -289,7 +290,9 @@ class _Pass:
     def _operand_views(self, wanted: frozenset[Key]) -> Callable:
         """What uses see of the totals, as a function of them."""
         stacks = dict(enumerate(self.groups.stacks))
-        views = OperandViews(modes={}, stacks=stacks, sites=dict(self.traced.sites), wanted=wanted)
+        views = OperandViews(
+            modes={}, stacks=stacks, sites=dict(self.traced.sites), wanted=wanted, tables=self.traced.tables
+        )
         example = jax.tree.map(lambda x: x[0], self.batch)
 
         def view(totals: list[Array]) -> dict[Key, Array]:

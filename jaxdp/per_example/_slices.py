@@ -32,6 +32,8 @@ def cut_by(entry: Entry, body: Path) -> Entry:
         axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
         stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
         cuts=(*entry.cuts, body),
+        spans=None,
+        parts=None,
     )
 
 
@@ -78,7 +80,9 @@ def arrays_of(entries: Sequence[Entry]) -> list[Any]:
 def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
     """Entries like the given ones on other arrays."""
     return [
-        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
+        dataclasses.replace(x, value=a[0], shadows=a[1], parts=None)
+        if isinstance(x, Weight)
+        else dataclasses.replace(x, value=a)
         for x, a in zip(entries, arrays, strict=True)
     ]
 

@@ -71,10 +71,10 @@ def tap(
     others = {i: x.value for i, x in enumerate(operands) if isinstance(x, Plain)}
     ports = [Port(i, leaf) for i, w in weights.items() for leaf in sorted(w.shadows)]
     saved = {i for use in uses.values() for i in (range(len(operands)) if use.saved is None else use.saved)}
-    movable = [i for i, x in others.items() if is_float(x)]
+    movable = [i for i, x in enumerate(operands) if isinstance(x, Plain) and x.active and is_float(x.value)]
     reports = {port: report for port, report in reports.items() if port in ports}
 
-    def forward(values: dict[int, Array], others: dict[int, Array], anchor: Array) -> tuple[list[Array], list[Array]]:
+    def forward(values: dict[int, Array], others: dict[int, Any], anchor: Array) -> tuple[list[Array], list[Array]]:
         every = {**values, **others}
         outs = [force_batched(out, anchor) for out in run([every[i] for i in range(len(operands))])]
         return outs, [anchor] * len(ports)

@@ -72,6 +72,8 @@ class Use:
     eqn: Any
     index: int
     choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found, and how many examples meet
+    # What the equation is differentiated by together, as JAX would: some derivatives exist together only.
+    active: tuple[int, ...] = ()
 
     # Operands whose values the backward pass needs; None for all.
     saved: ClassVar[tuple[int, ...] | None] = None
@@ -139,13 +141,16 @@ class Use:
     def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
         """Cotangents of the `wanted` operands, in their own dtypes."""
 
+        together = sorted({*wanted, *self.active})
+
         def apply(*xs: Array) -> list[Array]:
             full = dict(operands)
-            for i, x in zip(wanted, xs, strict=True):
+            for i, x in zip(together, xs, strict=True):
                 full[i] = x
             return [out for out in eval_eqn(self.eqn, [full[i] for i in range(len(full))]) if is_float(out)]
 
-        return list(jax.vjp(apply, *[operands[i] for i in wanted])[1](list(cts)))
+        found = jax.vjp(apply, *[operands[i] for i in together])[1](list(cts))
+        return [found[together.index(i)] for i in wanted]
 
     def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None

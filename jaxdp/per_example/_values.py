@@ -1,8 +1,10 @@
 """What flows through a rewritten jaxpr: ordinary values, and values computed from parameters alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Key
 
 Path = tuple[int, ...]
@@ -27,10 +29,17 @@ class Shadow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """An ordinary value; `fixed` when it depends on neither the example nor a parameter."""
+    """An ordinary value.
+
+    `fixed`: whether it depends on neither the example nor a parameter.
+    `active`: whether it depends on a parameter, so that there is a derivative by it.
+    `known`: for a fixed integer array, what finds its value while tracing.
+    """
 
     value: Any
     fixed: bool
+    active: bool = True
+    known: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Weight:
     `stack`: the leading axes of the leaf that loops have taken slices along.
     `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
     `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
+    `spans`: where the value is the whole box, but for axes of length one, which axis of it each of its own is.
+    `parts`: what lies side by side in this value along its axis `side`, if several parameters or constants do.
     """
 
     value: Array
@@ -57,6 +68,14 @@ class Weight:
     stack: tuple[int, ...]
     steady: bool
     cuts: tuple[Path, ...]
+    spans: tuple[int, ...] | None = None
+    parts: "tuple[Entry, ...] | None" = None
+    side: int = 0
 
 
 Entry = Plain | Weight
+
+
+def is_active(entry: Entry) -> bool:
+    """Whether there is a derivative by a value."""
+    return isinstance(entry, Weight) or entry.active

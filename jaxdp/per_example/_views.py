@@ -1,5 +1,6 @@
 """Equations on parameters alone: the weight they give is another weight, no example is involved yet."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from jaxtyping import Array
 
 from jaxdp._wide import is_complex, wide
 from jaxdp.per_example._compat import eval_eqn, is_literal
+from jaxdp.per_example._joined import covers_once
+from jaxdp.per_example._public import known, picked_once
 from jaxdp.per_example._use import is_float
 from jaxdp.per_example._values import Entry, Plain, Shadow, Weight
 
@@ -24,16 +27,27 @@ _LINEAR = frozenset(
         "rev",
         "broadcast_in_dim",
         "dynamic_slice",
+        "split",
+        "gather",
         "copy",
     }
 )
-# A gather repeats rows, a convolution or a matrix product is a use: none of these is worth differentiating twice.
-_NEVER_DERIVED = frozenset({"gather", "scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# None of these is worth differentiating twice.
+_NEVER_DERIVED = frozenset({"scan", "while", "cond", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+# Their derivatives take the zeros that JAX leaves out; those of others (sparse matrices, solvers) may not.
+_TAKES_LEFT_OUT_ZEROS = frozenset(
+    {"add", "add_any", "concatenate", "custom_jvp_call", "div", "dot_general", "dynamic_update_slice", "exp", "jit"}
+    | {"integer_pow", "log", "log1p", "logistic", "max", "min", "mul", "neg", "pjit", "pow", "reduce_max", "reduce_min"}
+    | {"reduce_sum", "rsqrt", "select_n", "sqrt", "square", "sub", "tanh"}
+)
 
 
 def is_derivable(eqn: Any, operands: Sequence[Entry]) -> bool:
     """Whether the outputs are again functions of parameters and constants only."""
     if eqn.primitive.name in _NEVER_DERIVED or not any(isinstance(x, Weight) for x in operands):
+        return False
+    if eqn.primitive.name == "gather" and picked_once(eqn, operands) is None:
+        # It may repeat rows, and knows how to add them up.
         return False
     return all(isinstance(x, Weight) or x.fixed for x in operands)
 
@@ -47,7 +61,7 @@ def derive(eqn: Any, operands: Sequence[Entry], in_branch: bool = False) -> list
     values = [x.value for x in operands]
     outs = eval_eqn(eqn, values)
     if eqn.primitive.name == "stop_gradient":
-        return [Plain(out, fixed=True) for out in outs]
+        return [Plain(out, fixed=True, active=False) for out in outs]
     leaves = sorted({leaf for w in weights for leaf in w.shadows})
     shadows: list[dict[int, Shadow]] = [{} for _ in outs]
     _check_bases(eqn, weights, outs)
@@ -60,24 +74,34 @@ def derive(eqn: Any, operands: Sequence[Entry], in_branch: bool = False) -> list
             if total is not None:
                 shadows[i][leaf] = mine[0]._replace(total=total, own=None if owns is None else owns[i])
     first = weights[0]
-    box, aligned = _box(eqn, first)
+    join = eqn.primitive.name == "concatenate"
+    once = covers_once(operands) if join else len(weights) == 1 and first.isometric and _keeps_norm(eqn)
+    parts, side = (tuple(operands), eqn.params["dimension"]) if join and not once else _moved_parts(eqn, first)
+    public = all(isinstance(x, Weight) or known(x) is not None for x in operands[1:])
 
-    def view(value: Array, shadows: dict[int, Shadow]) -> Weight:
+    def view(i: int, value: Array, shadows: dict[int, Shadow]) -> Weight:
+        box, aligned, spans = (_whole(first), False, None) if join else _box(eqn, operands, i)
         return Weight(
             value=value,
             shadows=shadows,
-            isometric=len(weights) == 1 and first.isometric and _keeps_norm(eqn),
+            isometric=once,
             box=box,
             aligned=aligned,
             axes=_axes(eqn, first) if len(weights) == 1 else None,
             leaf_shape=first.leaf_shape,
             stack=first.stack,
             # Another operand may be a loop's counter.
-            steady=first.steady and len(operands) == 1,
+            steady=all(w.steady for w in weights) and public,
             cuts=first.cuts if all(w.cuts == first.cuts for w in weights) else (),
+            spans=spans,
+            parts=parts,
+            side=int(side),
         )
 
-    return [view(out, shadow) if shadow else Plain(out, fixed=True) for out, shadow in zip(outs, shadows, strict=True)]
+    return [
+        view(i, out, shadow) if shadow else Plain(out, fixed=True, active=False)
+        for i, (out, shadow) in enumerate(zip(outs, shadows, strict=True))
+    ]
 
 
 def _check_bases(eqn: Any, weights: Sequence[Weight], outs: Sequence[Any]) -> None:
@@ -120,7 +144,10 @@ def _push(
             return [outs[i] for i in floats]
 
         narrow = [dot.astype(values[i].dtype) for i, dot in zip(active, dots, strict=True)]
-        return [wide(dot) for dot in jax.jvp(apply, [values[i] for i in active], narrow)[1]]
+        pushed = jax.jvp(apply, [values[i] for i in active], narrow)[1]
+        if eqn.primitive.name not in _TAKES_LEFT_OUT_ZEROS:
+            pushed = [_with_zeros(dot) for dot in pushed]
+        return [wide(dot) for dot in pushed]
 
     pushed = (_zero_from_zero(push) if in_branch else push)([tangents[i] for i in active], [x.value for x in operands])
     found = iter(pushed)
@@ -151,6 +178,15 @@ def _of_kind(tangent: Array, out: Any) -> Array:
     return jax.lax.complex(tangent, jnp.zeros_like(tangent)) if is_complex(out) else tangent.real
 
 
+@jax.custom_vjp
+def _with_zeros(x: Array) -> Array:
+    """`x`, whose cotangent is an array also where nothing depends on it."""
+    return x
+
+
+_with_zeros.defvjp(lambda x: (x, None), lambda _, ct: (ct,))
+
+
 def _keeps_norm(eqn: Any) -> bool:
     """Whether the transpose of this view preserves norms: it moves or drops entries, and repeats none."""
     name = eqn.primitive.name
@@ -167,14 +203,70 @@ def _is_conversion_of_precision(eqn: Any) -> bool:
     return is_float(after) and is_complex(before) == is_complex(after)
 
 
-def _box(eqn: Any, weight: Weight) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """The part of the leaf that a view of `weight` shows."""
+def _moved_parts(eqn: Any, weight: Weight) -> tuple[tuple[Entry, ...] | None, int]:
+    """What lies side by side in a view, and along which axis, where the view only moves or converts axes."""
     name = eqn.primitive.name
-    if weight.aligned and name == "slice":
-        starts, limits = eqn.params["start_indices"], eqn.params["limit_indices"]
-        inner = zip(weight.box, starts, limits, strict=True)
-        return tuple((lo + start, lo + stop) for (lo, _), start, stop in inner), eqn.params["strides"] is None
-    return weight.box, weight.aligned and name in ("convert_element_type", "copy")
+    if weight.parts is None or name not in ("transpose", "convert_element_type", "copy"):
+        return None, 0
+    moved = [
+        derive(eqn, [x])[0] if isinstance(x, Weight) else dataclasses.replace(x, value=eval_eqn(eqn, [x.value])[0])
+        for x in weight.parts
+    ]
+    return tuple(moved), eqn.params["permutation"].index(weight.side) if name == "transpose" else weight.side
+
+
+def _whole(weight: Weight) -> tuple[tuple[int, int], ...]:
+    return tuple((0, n) for n in weight.leaf_shape[len(weight.stack) :])
+
+
+def _box(
+    eqn: Any, operands: Sequence[Entry], number: int
+) -> tuple[tuple[tuple[int, int], ...], bool, tuple[int, ...] | None]:
+    """The part of the leaf that a view of the first operand shows, whether its axes are the leaf's, and its spans."""
+    name, weight = eqn.primitive.name, operands[0]
+    if not isinstance(weight, Weight):
+        return next(x for x in operands if isinstance(x, Weight)).box, False, None
+    spans = tuple(range(len(weight.box))) if weight.aligned else weight.spans
+    if spans is None:
+        return weight.box, False, None
+    box = list(weight.box)
+
+    def within(cuts: Sequence[tuple[int, int] | None]) -> tuple[tuple[int, int], ...]:
+        for axis, cut in zip(spans, cuts, strict=True):
+            lo = box[axis][0]
+            box[axis] = box[axis] if cut is None else (lo + cut[0], lo + cut[1])
+        return tuple(box)
+
+    shape: tuple[int, ...] = eqn.invars[0].aval.shape
+    if name == "slice":
+        strides = eqn.params["strides"]
+        exact = strides is None or set(strides) <= {1}
+        found = within(list(zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)))
+        return found, weight.aligned and exact, spans if exact else None
+    if name == "split":
+        axis, sizes = int(eqn.params["axis"]), [int(n) for n in eqn.params["sizes"]]
+        start = sum(sizes[:number])
+        cuts = [(start, start + sizes[number]) if i == axis else None for i in range(len(shape))]
+        return within(cuts), weight.aligned, spans
+    if name == "dynamic_slice":
+        starts = [known(x) for x in operands[1:]]
+        if any(start is None for start in starts):
+            return weight.box, False, None
+        sizes = eqn.params["slice_sizes"]
+        clamped = [min(max(int(s), 0), n - size) for s, size, n in zip(starts, sizes, shape, strict=True)]  # pyright: ignore[reportArgumentType]
+        return within([(s, s + size) for s, size in zip(clamped, sizes, strict=True)]), weight.aligned, spans
+    if name == "gather":
+        picked = picked_once(eqn, operands)
+        assert picked is not None
+        hull = (int(picked[1].min()), int(picked[1].max()) + 1)
+        return within([hull if i == picked[0] else None for i in range(len(shape))]), False, None
+    if name == "transpose":
+        return weight.box, False, tuple(spans[i] for i in eqn.params["permutation"])
+    if name == "squeeze":
+        gone = {d % len(shape) for d in eqn.params["dimensions"]}
+        return weight.box, False, tuple(a for i, a in enumerate(spans) if i not in gone)
+    same = name in ("convert_element_type", "copy")
+    return weight.box, weight.aligned and same, spans if same else None
 
 
 def _axes(eqn: Any, weight: Weight) -> tuple[int, ...] | None:

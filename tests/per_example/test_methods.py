@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdp
-from tests.per_example.model_zoo import BATCH, ZOO, Case
+from tests.per_example.model_zoo import BATCH, DROPOUT, ZOO, Case
 
 TOLERANCE = 1e-5
 
@@ -32,7 +32,7 @@ def relative_error(tree: chex.ArrayTree, reference: chex.ArrayTree) -> float:
 @functools.cache
 def reference(name: str) -> tuple[Case, list[np.ndarray]]:
     """A model, and its examples' gradients by `vmap(grad)`."""
-    case: Case = ZOO[name]()
+    case: Case = (ZOO | DROPOUT)[name]()
     grads = jax.jit(jax.vmap(jax.grad(case.loss), in_axes=(None, 0)))(case.params, case.batch)
     return case, [in_double(g) for g in jax.tree.leaves(grads)]
 
@@ -57,11 +57,20 @@ def clipped_by_hand(grads: list[np.ndarray], groups, bound: float, mask: np.ndar
 QUICK = {(name, "fused") for name in ZOO if name != "linen_transformer"}
 
 
+# With dropout, one method in every run: `fused` has all that the others have. Linen's random bits compile longest.
+LONG = {(name, method) for name in DROPOUT for method in ("ghost", "bookkeeping")}
+LONG |= {(name, "fused") for name in DROPOUT if "linen" in name}
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=[pytest.mark.quick] * ((name, method) in QUICK))
-        for name in ZOO
+        pytest.param(
+            name,
+            method,
+            marks=[pytest.mark.quick] * ((name, method) in QUICK) + [pytest.mark.slow] * ((name, method) in LONG),
+        )
+        for name in (*ZOO, *DROPOUT)
         for method in ("ghost", "bookkeeping", "fused")
     ],
 )
