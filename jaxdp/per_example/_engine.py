@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._closing import closing
 from jaxdp.per_example._families import group_norms
@@ -30,6 +31,8 @@ PyTree = Any
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """A loss with its parameters, traced: what is asked of one microbatch after the other."""
+
+    __repr__ = of_shapes
 
     loss: Callable
     params: PyTree

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._canonical import evaluated, is_convolution
@@ -42,6 +43,8 @@ class Rewriter:
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
     """
+
+    __repr__ = of_shapes
 
     modes: dict[int, Mode]
     stacks: dict[int, tuple[int, ...]]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
@@ -38,6 +39,8 @@ class Traced:
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     used: list[bool]

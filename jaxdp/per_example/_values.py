@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Array, Key
 
+from jaxdp._shown import of_shapes
+
 Path = tuple[int, ...]
 ProbeKeys = Key[Array, "..."]  # one, or one for each entry of a leaf's stack
 
@@ -17,6 +19,8 @@ class Shadow(NamedTuple):
     it by loops. Where there is a basis, `total` and `own` have the subspace's shape.
     """
 
+    __repr__ = of_shapes
+
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
     slot: Array  # float32, one per example: its cotangent is the squared norm
@@ -28,6 +32,8 @@ class Shadow(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Plain:
     """An ordinary value; `fixed` when it depends on neither the example nor a parameter."""
+
+    __repr__ = of_shapes
 
     value: Any
     fixed: bool
@@ -46,6 +52,8 @@ class Weight:
     `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
     `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
     """
+
+    __repr__ = of_shapes
 
     value: Array
     shadows: dict[int, Shadow]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes
 from jaxdp.per_example._compat import eval_jaxpr
 
 
@@ -20,6 +21,8 @@ class Weighing:
       consts: the arrays it closes over. The rules of a custom derivative or batching rule must be handed these, as they
         may not close over values that are being traced.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     consts: Sequence[Array] = ()

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxdp._shown import of_shapes
+
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -21,6 +23,8 @@ class Streams(NamedTuple):
         init: initial values of new parameters.
         estimator: probes of randomised norm estimators and random subspaces.
     """
+
+    __repr__ = of_shapes
 
     noise: Key[Array, ""]
     sampling: Key[Array, ""]

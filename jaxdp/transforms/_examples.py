@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import Norm
 from jaxdp.per_example import (
     Groups,
@@ -52,6 +53,8 @@ def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
 class WithNorms(NamedTuple):
     """A clipped sum, the squared norms that it was made from, and which rows are examples."""
 
+    __repr__ = of_shapes
+
     tree: PyTree
     squared_norms: Float[Array, "batch groups"]
     mask: Bool[Array, " batch"]
@@ -95,7 +98,10 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
                 "clipping that bounds nobody's influence; pass jaxdp.per_example_grad(loss)(params, batch)."
             )
         if leaf.shape[1:] != param.shape:
-            raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
+            raise TypeError(
+                f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed: give one gradient for each "
+                "example, and put optax.flatten, MultiSteps and every other wrapper behind the noise."
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
         sizes.add(leaf.shape[0])
