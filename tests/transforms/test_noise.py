@@ -1,6 +1,8 @@
 """The noise really drawn: its scale, its independence, and that no draw ever comes twice."""
 
+import importlib
 import itertools
+import pkgutil
 import zlib
 
 import hypothesis
@@ -175,6 +177,19 @@ def test_the_stream_is_of_its_own(key):
     assert sampling.PoissonSampling(SIZE, 0.5).sample(key, 0).mask.any()
     kept = jax.random.bits(jax.random.split(jax.random.fold_in(key, 0))[0], shape, jnp.uint32)
     assert correlation(mine, kept) < 5 / np.sqrt(SIZE)
+
+
+def test_streams_that_one_key_may_be_given_for_never_meet():
+    """Noise, probes, indicators, bases and directions each fold a tag of their own into the caller's key."""
+    tags = {}
+    for module in pkgutil.iter_modules(transforms.__path__, transforms.__name__ + "."):
+        found = vars(importlib.import_module(module.name))
+        tags |= {name: value for name, value in found.items() if name.endswith("_TAG")}
+    assert {"_NOISE_TAG", "_OTHER_TAG", "_PROBE_TAG", "_INDICATOR_TAG", "_PROJECTION_TAG", "_DIRECTION_TAG"} <= set(
+        tags
+    )
+    # A run's streams are small numbers folded into its root key.
+    assert len(set(tags.values())) == len(tags) and min(tags.values()) > 1000
 
 
 def test_no_noise_repeats_within_a_run_or_after_a_restart(key):
