@@ -19,6 +19,8 @@ from tests.mutants._mutant import ROOT, Mutant, catalogue
 
 _COPIED = ("jaxdp", "tests", "configs", "docs", "pyproject.toml", "README.md", "Makefile")
 _VERDICTS = ROOT / ".mutants.json"
+# A mutant that loops for ever has not been noticed by a test.
+_SECONDS = 600
 
 
 def main() -> int:
@@ -51,8 +53,8 @@ def main() -> int:
 def _run_all(mutants: list[Mutant], copy: Path, verdicts: dict[str, str], unchecked: bool) -> int:
     todo = [m for m in mutants if _digest(m, copy) not in verdicts]
     tests = sorted({test for m in todo for test in m.tests})
-    code, output = run_tests(copy, tests) if tests and not unchecked else (0, "")
-    if code:
+    code, output = run_tests(copy, tests, _SECONDS * (len(tests) + 1)) if tests and not unchecked else (0, "")
+    if code != 0:
         print(f"{output[-2000:]}\nthe tests of these mutants fail without any mutant: mend them first.")
         return 2
     survivors = []
@@ -78,7 +80,7 @@ def _verdict(mutant: Mutant, copy: Path) -> str:
     before = path.read_text(encoding="utf-8")
     try:
         path.write_text(mutant.applied(copy), encoding="utf-8")
-        code, output = run_tests(copy, mutant.tests)
+        code, output = run_tests(copy, mutant.tests, _SECONDS)
     finally:
         path.write_text(before, encoding="utf-8")
     if code == 1 and " failed" in output.splitlines()[-1]:

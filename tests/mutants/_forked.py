@@ -16,8 +16,6 @@ _LIBRARIES = (
 _OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=--strict-markers")
 # The libraries are loaded before pytest could rewrite the assertions of those among them that are its plugins.
 _OPTIONS += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
-# A mutant that loops for ever has not been noticed by a test.
-_SECONDS = 600
 
 
 def load_libraries() -> None:
@@ -26,13 +24,13 @@ def load_libraries() -> None:
         importlib.import_module(name)
 
 
-def run_tests(copy: Path, tests: tuple[str, ...] | list[str]) -> tuple[int | None, str]:
+def run_tests(copy: Path, tests: tuple[str, ...] | list[str], seconds: float) -> tuple[int | None, str]:
     """Pytest's exit code on the tests of the copy (None if it took too long), and what it said."""
     said = copy / ".said"
     child = os.fork()
     if not child:
         os._exit(_in_child(copy, tests, said))
-    deadline = time.monotonic() + _SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
