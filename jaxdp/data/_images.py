@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from jaxdp._shown import of_shapes
+
 _CLASSES = (
     "T-shirt/top",
     "trouser",
@@ -38,6 +40,8 @@ class LabelledImages:
     Raises:
         ValueError: unequal lengths, or a label that is no index.
     """
+
+    __repr__ = of_shapes
 
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int32[np.ndarray, "_"]

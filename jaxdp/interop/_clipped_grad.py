@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import is_complex
 from jaxdp.interop._arguments import (
     batch_size,
@@ -40,6 +41,8 @@ class AuxiliaryOutput(NamedTuple):
       aux: the function's second output, with a leading batch axis.
     """
 
+    __repr__ = of_shapes
+
     values: Any
     grad_norms: Any
     aux: Any
@@ -54,6 +57,8 @@ class ClippedGrad:
       l2_norm_bound: the most that one example contributes, in the unit of the returned sum.
       has_aux: whether a pair is returned, of which the bound covers the first only.
     """
+
+    __repr__ = of_shapes
 
     fun: Callable[..., Any]
     l2_norm_bound: Any

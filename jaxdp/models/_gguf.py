@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from jaxdp._shown import of_shapes
+
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 # Kinds of metadata values: the format of struct; strings and arrays are longer.
@@ -23,6 +25,8 @@ class Gguf(NamedTuple):
         metadata: values by key, such as ``llama.block_count``.
         tensors: float32 arrays by name, such as ``blk.0.attn_q.weight``, the last axis first in memory as in torch.
     """
+
+    __repr__ = of_shapes
 
     metadata: dict[str, Any]
     tensors: dict[str, Float32[np.ndarray, "..."]]

@@ -6,7 +6,7 @@ from jaxdp.per_example._explain import explain
 from jaxdp.per_example._explanation import Explanation, PlannedUse
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._groups import Groups, resolve_groups
-from jaxdp.per_example._inert import Inert
+from jaxdp.per_example._inert import Inert, Private
 from jaxdp.per_example._materialize import stacked_certificates, stacked_squared_norms, stacked_weighted_sum
 from jaxdp.per_example._placement import Placement
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE
@@ -23,6 +23,7 @@ __all__ = [
     "PerExampleGrads",
     "Placement",
     "PlannedUse",
+    "Private",
     "Projection",
     "Slack",
     "explain",

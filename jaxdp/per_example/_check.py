@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp._shown import setting
+
 PyTree = Any
 
 
@@ -76,7 +78,8 @@ def check_microbatch_size(microbatch_size: Any, batch_size: int) -> int | None:
     whole = isinstance(microbatch_size, int | np.integer) and not isinstance(microbatch_size, bool)
     if not (whole and 1 <= microbatch_size <= batch_size):
         raise ValueError(
-            f"microbatch_size is {microbatch_size!r}: give a whole number from 1 to the padded batch's {batch_size}."
+            f"microbatch_size is {setting(microbatch_size)}: give a whole number from 1 to the padded batch's "
+            f"{batch_size}."
         )
     return None if microbatch_size == batch_size else int(microbatch_size)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import as_like, as_real
 from jaxdp.norms import TERMS, certified_norm
 from jaxdp.per_example._by_group import add_up, spread
@@ -41,6 +42,8 @@ _SECOND_PASS, _SECOND_NARROW_PASS = 2.0**-18, 2.0**-9
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """A loss with its parameters, traced: what is asked of one microbatch after the other."""
+
+    __repr__ = of_shapes
 
     loss: Callable
     params: PyTree

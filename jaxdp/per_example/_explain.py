@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
 from jaxdp.per_example import _check
@@ -169,6 +170,8 @@ def _check_ranks(ranks: Sequence[int], noise_multiplier: float | int | None) -> 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """The rows of the table."""
+
+    __repr__ = of_shapes
 
     traced: Traced
     groups: Groups

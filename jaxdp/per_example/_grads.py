@@ -15,7 +15,7 @@ from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
 from jaxdp.per_example._finite import finite_only, slow_in_loops, with_donors, zero_unless
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example._inert import Inert
+from jaxdp.per_example._inert import Private
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._placement import Placement
@@ -28,8 +28,8 @@ PyTree = Any
 WeightFn = Callable[[Any], Any]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PerExampleGrads(Inert):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PerExampleGrads(Private):
     r"""The gradients $g_1, \dots, g_B$ of a batch's examples, never stored unless asked for.
 
     Not a pytree on purpose: `jax.tree.map` over it (scaling it, say) would silently change a sensitivity. Nothing is
@@ -42,9 +42,10 @@ class PerExampleGrads(Inert):
       shuffled: whether the examples are said to lie in a secret, uniformly random order.
     """
 
-    _refusal = (
-        "per-example gradients reached arithmetic before they were clipped: start the chain with "
-        "jaxdp.transforms.clip and add_gaussian_noise (or dpsgd), and put the optimiser after them."
+    _what = "per-example gradients reached arithmetic before they were clipped"
+    _advice = (
+        "start the chain with jaxdp.transforms.clip and add_gaussian_noise (or dpsgd), and put the optimiser, "
+        "MultiSteps and every other wrapper behind the noise"
     )
 
     _loss: Callable

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import as_like, as_real, wide
 from jaxdp.norms import of_squared_norms
 from jaxdp.per_example._by_group import add_up, spread
@@ -56,6 +57,8 @@ def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], g
 
 class Materialized(NamedTuple):
     """One microbatch with all its gradients."""
+
+    __repr__ = of_shapes
 
     values: Array
     aux: PyTree

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Port
 from jaxdp.per_example._use import Use
@@ -22,6 +23,8 @@ class OperandViews(Rewriter):
     Pulling a use's weighted sum back through it gives the parameters' weighted sums. Values that examples enter are
     replaced by zeros, as no view of a parameter depends on them.
     """
+
+    __repr__ = of_shapes
 
     wanted: frozenset[Key] = frozenset()
     once: frozenset[Path] = frozenset()  # loops of which one step tells all: they do not slice what is wanted

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
 from jaxdp.per_example._active import active_carry, active_outputs
@@ -50,6 +51,8 @@ class Rewriter:
       tables: leaves of which picking public rows is a lookup like others, and no view.
       picked: leaves of which public rows were picked.
     """
+
+    __repr__ = of_shapes
 
     modes: dict[int, Mode]
     stacks: dict[int, tuple[int, ...]]

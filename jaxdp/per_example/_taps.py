@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import as_like
 from jaxdp.norms import TERMS
 from jaxdp.per_example._batching import force_batched, on_its_device
@@ -41,12 +42,16 @@ class Mode(enum.Enum):
 class Report(NamedTuple):
     """Zeros whose cotangents are a use's factors (or, for a use without factors, the gradient)."""
 
+    __repr__ = of_shapes
+
     kept: dict[int, Array]
     cts: list[Array]
 
 
 class Emitted(NamedTuple):
     """What a tap adds to the forward pass's outputs."""
+
+    __repr__ = of_shapes
 
     gate: Array  # a zero whose cotangent, chosen by whoever pulls back, is this example's weight
     kept: dict[int, Array]  # integer factors of a use that reports: they have no cotangents

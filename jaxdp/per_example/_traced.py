@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import TERMS, Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
@@ -41,6 +42,8 @@ class Traced:
       examples: how many examples' terms meet in one product of a sum: those of a microbatch.
       tables: leaves of which picking public rows is a lookup like others, and no view.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     used: list[bool]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import as_real, is_complex, wide
 from jaxdp.norms import ANY_EXACT, Accumulation, NormChoice, meeting_of_arrays, of_array
@@ -34,12 +35,16 @@ class Layout(NamedTuple):
 class Outer(NamedTuple):
     """A gradient A_k^T G_k for each k."""
 
+    __repr__ = of_shapes
+
     a: Float[Array, "k t c"]
     g: Float[Array, "k t p"]
 
 
 class Rows(NamedTuple):
     """A gradient that is zero but for some rows, which add up where they are repeated."""
+
+    __repr__ = of_shapes
 
     ids: Int[Array, " t"]
     rows: Float[Array, "t p"]

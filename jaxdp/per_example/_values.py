@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxdp._shown import of_shapes
+
 Path = tuple[int, ...]
 ProbeKeys = Key[Array, "..."]  # one, or one for each entry of a leaf's stack
 
@@ -18,6 +20,8 @@ class Shadow(NamedTuple):
     pass. `slot`, `threshold`, `key` and `basis` have one entry for each entry of the leaf's stack and are sliced with
     it by loops. Where there is a basis, `total` and `own` have the subspace's shape.
     """
+
+    __repr__ = of_shapes
 
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
@@ -35,6 +39,8 @@ class Plain:
     `active`: whether it depends on a parameter, so that there is a derivative by it.
     `known`: for a fixed integer array, what finds its value while tracing.
     """
+
+    __repr__ = of_shapes
 
     value: Any
     fixed: bool
@@ -57,6 +63,8 @@ class Weight:
     `spans`: where the value is the whole box, but for axes of length one, which axis of it each of its own is.
     `parts`: what lies side by side in this value along its axis `side`, if several parameters or constants do.
     """
+
+    __repr__ = of_shapes
 
     value: Array
     shadows: dict[int, Shadow]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import certified_norm
 from jaxdp.per_example._compat import eval_jaxpr
 
@@ -24,6 +25,8 @@ class Weighing:
       limit: how much, as a share of the clipping norm, an example may move rounding errors in the sum.
       allowance: the norm is raised by this share: of what a second pass may find larger than the first.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     consts: Sequence[Array] = ()

@@ -10,6 +10,7 @@ from dp_accounting import DpEvent
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
+from jaxdp._shown import of_shapes
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
 
 # Overflow this rare adds less than 1e-9 to delta even after a million steps at epsilon 10.
@@ -26,6 +27,8 @@ class Batch(NamedTuple):
         indices: rows of the data set, the real ones first and no row twice; 0 where `mask` is False.
         mask: True for the real examples. How many there are is private.
     """
+
+    __repr__ = of_shapes
 
     indices: Int[Array, " padded"]
     mask: Bool[Array, " padded"]

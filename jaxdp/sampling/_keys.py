@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxdp._shown import of_shapes
+
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -22,6 +24,8 @@ class Streams(NamedTuple):
         estimator: probes of randomised norm estimators and random subspaces.
         order: in which order full batches lie.
     """
+
+    __repr__ = of_shapes
 
     noise: Key[Array, ""]
     sampling: Key[Array, ""]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset, load_dataset
@@ -30,6 +31,8 @@ Example = models.TextExample | models.HiddenExample | models.FeatureExample
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecoderClassification(Task):
     """A `Task`: labelled texts and a `DecoderClassifier`."""
+
+    __repr__ = of_shapes
 
     kind = "text_classification"
     model: SplitModel

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp import per_example_grad, sampling
+from jaxdp._shown import of_shapes
 from jaxdp.per_example import Placement
 
 PyTree = Any
@@ -25,6 +26,8 @@ class TrainState(NamedTuple):
       key: the root of all randomness; every draw is a function of it and of the step.
       step: updates done so far, of all phases.
     """
+
+    __repr__ = of_shapes
 
     params: Params
     opt_state: PyTree

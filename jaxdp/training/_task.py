@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._config_task import TaskKind
 from jaxdp.training._split_model import Params
@@ -74,6 +75,8 @@ class Prepared:
       evaluate: scores from all parameters and those batches; one of them is the task's metric, one is called
         `held_out_loss`.
     """
+
+    __repr__ = of_shapes
 
     train: Any
     held_out: list[tuple[Any, Any]]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxdp._shown import setting
 from jaxdp._wide import is_complex, real_dtype, wide_dtype
 from jaxdp.transforms._known_noise import check_stddev, known_noise
 from jaxdp.transforms._spec import is_number
@@ -122,7 +123,7 @@ def _variance(g: Array, stddev: Any, like: Any) -> Any:
 def _check(b1: Any, b2: Any, eps: Any, floor: Any) -> None:
     for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("floor", floor)):
         if not is_number(value):
-            raise TypeError(f"{name} is {value!r}: give a Python number.")
+            raise TypeError(f"{name} is {setting(value)}: give a Python number.")
     for name, value in (("b1", b1), ("b2", b2)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}: it must lie from 0 to below 1.")

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, real_dtype
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
@@ -44,6 +45,8 @@ class AdaptiveClipState(NamedTuple):
     The thresholds are computed from noisy releases and may be shown; whoever knows the key can remove the noise.
     """
 
+    __repr__ = of_shapes
+
     thresholds: Float[Array, " groups"]
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -65,7 +68,7 @@ class Indicators:
         check_expected_batch_size(self.expected_batch_size)
         stddev = self.noise_stddev
         if stddev is not None and not is_number(stddev):
-            raise TypeError(f"indicator_noise_stddev is {stddev!r}: give a Python number or None.")
+            raise TypeError(f"indicator_noise_stddev is {setting(stddev)}: give a Python number or None.")
         if stddev is not None and not (math.isfinite(stddev) and stddev >= 0):
             raise ValueError(f"indicator_noise_stddev is {stddev}: it must be finite and not negative.")
 
@@ -270,7 +273,7 @@ def _names(spec: ClipSpec, params: PyTree) -> tuple[Hashable, ...]:
 def _check_tracking(target_quantile: Any, learning_rate: Any, floor: Any) -> None:
     for name, value in (("target_quantile", target_quantile), ("learning_rate", learning_rate), ("floor", floor)):
         if not is_number(value):
-            raise TypeError(f"{name} is {value!r}: give a Python number.")
+            raise TypeError(f"{name} is {setting(value)}: give a Python number.")
     if not 0 < target_quantile < 1:
         raise ValueError(f"target_quantile is {target_quantile}: it must lie between 0 and 1.")
     if not 0 < learning_rate < math.inf:

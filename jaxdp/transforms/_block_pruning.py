@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxdp._shown import setting
 from jaxdp._wide import is_complex
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
@@ -48,7 +49,7 @@ def prune_blocks(keep: float | int, *, block: int | tuple[int, int] | None = Non
       Dual-Priv Pruning, arXiv 2506.07077 (its pruning of updates by the size of noisy gradients).
     """
     if not is_number(keep):
-        raise TypeError(f"keep is {keep!r}: give the share of blocks to keep as a Python number.")
+        raise TypeError(f"keep is {setting(keep)}: give the share of blocks to keep as a Python number.")
     if not 0 < keep <= 1:
         raise ValueError(f"keep is {keep}: give a share above 0 and up to 1.")
     rows, columns = _block_shape(block)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import EXACT, Exact, Norm
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked
 from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups, slack_of, sum_shardings
@@ -22,6 +23,8 @@ _PROBE_TAG = zlib.crc32(b"jaxdp.transforms.clip")
 
 class RandomizedClipState(NamedTuple):
     """The key of the probes' stream and the number of steps so far: restoring both never repeats a draw."""
+
+    __repr__ = of_shapes
 
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]

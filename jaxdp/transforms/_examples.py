@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import is_complex
 from jaxdp.norms import EXACT, Norm, certified_norm
 from jaxdp.per_example import (
@@ -63,6 +64,8 @@ def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
 class WithNorms(NamedTuple):
     """A clipped sum, the squared norms that it was made from, and which rows are examples."""
 
+    __repr__ = of_shapes
+
     tree: PyTree
     squared_norms: Float[Array, "batch groups"]
     mask: Bool[Array, " batch"]
@@ -108,13 +111,16 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
                 "clipping that bounds nobody's influence; pass jaxdp.per_example_grad(loss)(params, batch)."
             )
         if leaf.shape[1:] != param.shape:
-            raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
+            raise TypeError(
+                f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed: give one gradient for each "
+                "example, and put optax.flatten, MultiSteps and every other wrapper behind the noise."
+            )
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
         if is_complex(leaf) != is_complex(param):
             raise TypeError(
-                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give gradients as jax.grad does, "
-                "complex where the parameter is and real where it is real."
+                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give gradients as jax.grad "
+                "does, complex where the parameter is and real where it is real."
             )
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:

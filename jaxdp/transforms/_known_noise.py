@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxdp._shown import setting
 from jaxdp._wide import real_dtype, wide_dtype
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
@@ -18,7 +19,7 @@ PyTree = Any
 def check_stddev(noise_stddev: Any) -> None:
     """Refuse a number that is no std; arrays and pytrees are checked against the gradient."""
     if isinstance(noise_stddev, bool | str):
-        raise TypeError(f"noise_stddev is {noise_stddev!r}: give a number, a pytree like the gradient, or None.")
+        raise TypeError(f"noise_stddev is {setting(noise_stddev)}: give a number, a pytree like the gradient, or None.")
     if is_number(noise_stddev) and not (math.isfinite(noise_stddev) and noise_stddev >= 0):
         raise ValueError(f"noise_stddev is {noise_stddev}: it must be finite and not negative.")
 

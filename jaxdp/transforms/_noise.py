@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxdp._normals import derived_words, has_own_numbers, normals_from
 from jaxdp._shards import check_generator
+from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, is_complex, wide
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
@@ -31,6 +32,8 @@ _MOST = 1 << 30
 
 class GaussianNoiseState(NamedTuple):
     """The stream's key and the number of releases so far: restoring both never repeats a draw."""
+
+    __repr__ = of_shapes
 
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -76,7 +79,9 @@ def add_gaussian_noise(
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
     if isinstance(noise_multiplier, bool) or not isinstance(noise_multiplier, int | float):
-        raise TypeError(f"noise_multiplier is {noise_multiplier!r}: give a Python number, as calibration returns.")
+        raise TypeError(
+            f"noise_multiplier is {setting(noise_multiplier)}: give a Python number, as calibration returns."
+        )
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
     check_key(key)

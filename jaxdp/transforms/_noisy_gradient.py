@@ -12,7 +12,7 @@ from jaxdp.per_example import Inert
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class NoisyGradient(Inert):
     """A privatised sum or mean together with the std of its noise, as the mechanism drew it.
 
@@ -26,10 +26,10 @@ class NoisyGradient(Inert):
         each entry (of a complex one, in either part), in the unit of `tree`; traced where thresholds adapt.
     """
 
-    _refusal = (
-        "a gradient that carries the std of its noise reached arithmetic that would make the std wrong: put "
-        "jaxdp.transforms.rmt_denoise, scale_by_corrected_adam or prune_blocks before it (only optax.scale may stand "
-        "in between), or leave with_stddev out where nothing needs it."
+    _what = "a gradient that carries the std of its noise reached arithmetic that would make the std wrong"
+    _advice = (
+        "put jaxdp.transforms.rmt_denoise, scale_by_corrected_adam or prune_blocks before it (only optax.scale may "
+        "stand in between), or leave with_stddev out where nothing needs it"
     )
     # numpy's own scalars then leave the product to this class.
     __array_ufunc__ = None

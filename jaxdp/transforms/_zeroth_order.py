@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
+from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
@@ -25,6 +26,8 @@ _DIRECTION_TAG = zlib.crc32(b"jaxdp.transforms.zeroth_order")
 
 class ZerothOrderState(NamedTuple):
     """The directions' key, the number of updates so far, and the inner chain's state."""
+
+    __repr__ = of_shapes
 
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -84,11 +87,11 @@ def zeroth_order(
       2401.04343.
     """
     if not isinstance(directions, int) or isinstance(directions, bool):
-        raise TypeError(f"directions is {directions!r}: give a whole number.")
+        raise TypeError(f"directions is {setting(directions)}: give a whole number.")
     if directions < 1:
         raise ValueError(f"directions is {directions}: it must be at least 1.")
     if not is_number(scale):
-        raise TypeError(f"scale is {scale!r}: give a Python number.")
+        raise TypeError(f"scale is {setting(scale)}: give a Python number.")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale is {scale}: it must be positive and finite.")
     check_key(key)

@@ -247,3 +247,6 @@ def test_each_phase_draws_its_noise_from_a_stream_of_its_own(config_file):
         assert len(noise) == 1
         keys.add(tuple(jax.random.key_data(noise[0]).tolist()))
     assert len(keys) == 3
+    others = [stream for name, stream in sampling.streams(root)._asdict().items() if name != "noise"]
+    near = [jax.random.fold_in(key, i) for key in (root, *others) for i in range(6)]
+    assert not keys & {tuple(jax.random.key_data(key).tolist()) for key in (*others, *near)}
