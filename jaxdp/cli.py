@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-import tyro
+from jaxdp._cli_stop import quiet_imports, saying, stopped_quietly
+
+with quiet_imports():
+    import tyro
 
 _DESCRIPTION = """Differentially private training.
 
@@ -177,16 +180,17 @@ def budget(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: exit code 0, 2 for what the user can put right, 130 after Ctrl-C."""
-    rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
-    work = _parse(rest)
-    try:
-        work(overrides)
-    except Exception as error:
-        from jaxdp.training import UserError
+    with stopped_quietly():
+        rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+        work = _parse(rest)
+        try:
+            work(overrides)
+        except Exception as error:
+            from jaxdp.training import UserError
 
-        if not isinstance(error, UserError):
-            raise
-        _fail(str(error))
+            if not isinstance(error, UserError):
+                raise
+            _fail(str(error))
 
 
 def _parse(arguments: list[str]) -> Work:
@@ -263,18 +267,21 @@ def _attended(directory: Path, work: Callable[[Any], Any]) -> None:
     """Run with a display; after Ctrl-C say how to go on."""
     from jaxdp import training
 
-    display = training.make_display() if training.is_first() else training.Silent()
-    try:
-        work(display)
-    except (training.Interrupted, KeyboardInterrupt):
-        display.close()
+    def stopped() -> str:
         saved = training.RunDirectory(directory).manifest.exists()
-        say = f"go on with: jaxdp resume {directory}" if saved else "nothing was saved yet."
-        if training.is_first():
-            print(f"\nstopped; {say}", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        display.close()
+        return f"stopped; {f'go on with: jaxdp resume {directory}' if saved else 'nothing was saved yet.'}"
+
+    display = training.make_display() if training.is_first() else training.Silent()
+    with saying(stopped):
+        try:
+            work(display)
+        except training.Interrupted:
+            display.close()
+            if training.is_first():
+                print(f"\n{stopped()}", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            display.close()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 
 from jaxdp.training._config import Config
+from jaxdp.training._config_paths import absolute_path, absolute_paths
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
@@ -63,6 +64,7 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Config
         raise UserError(f"{path} cannot be read as text ({error}): give the path of a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
+    absolute_paths(raw, path.parent)
     for name, value in overrides:
         _override(raw, name, value)
     return parse_config(raw, str(path))
@@ -112,6 +114,8 @@ def _override(raw: dict[str, Any], name: str, text: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     parts = name.split(".")
+    # What was typed is relative to where it was typed.
+    value = absolute_path(parts[0], parts[-1], value, Path.cwd())
     if parts[0] == "phase":
         table = _phase_table(raw, parts[1:-1], name)
     elif len(parts) == 2:

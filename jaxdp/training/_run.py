@@ -134,9 +134,25 @@ def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]]
             return _complete(run, display)
         with run.lock():
             run.remove_left_over()
+            manifest = _looked_after(run, display)
             if is_complete(run, display):
                 return _complete(run, display)
-            return _go_on(run, display, stop, overrides)
+            return _go_on(run, manifest or read_manifest(run), display, stop, overrides)
+
+
+def _looked_after(run: RunDirectory, display: Display) -> dict[str, Any] | None:
+    """The manifest, with which the run's public files were compared and mended."""
+    try:
+        manifest = read_manifest(run)
+    except UserError as error:
+        if not run.result.exists():
+            raise
+        display.say(f"warning: {error}")
+        return None
+    check_config(run, manifest)
+    for path in restore_files(run, manifest):
+        display.say(f"warning: {path} was missing, damaged or changed: it was written again.")
+    return manifest
 
 
 def _complete(run: RunDirectory, display: Display) -> Path:
@@ -144,13 +160,15 @@ def _complete(run: RunDirectory, display: Display) -> Path:
     return run.path
 
 
-def _go_on(run: RunDirectory, display: Display, stop: StopRequest, overrides: Sequence[tuple[str, str]]) -> Path:
-    """Check that nothing changed, and train on from the newest state that is not damaged."""
-    manifest = read_manifest(run)
+def _go_on(
+    run: RunDirectory,
+    manifest: dict[str, Any],
+    display: Display,
+    stop: StopRequest,
+    overrides: Sequence[tuple[str, str]],
+) -> Path:
+    """Check that nothing else changed, and train on from the newest state that is not damaged."""
     check_environment(run, manifest)
-    check_config(run, manifest)
-    for path in restore_files(run, manifest):
-        display.say(f"warning: {path} was missing, damaged or changed: it was written again.")
     config = load_config(run.config, overrides)
     check_processes(config)
     journal = Journal.read(run.journal)
