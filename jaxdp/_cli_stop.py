@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 _CODE = 130
 
@@ -21,6 +21,7 @@ def quiet_imports() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(_CODE)
 
 
@@ -54,7 +55,7 @@ def saying(words: Callable[[], str]) -> Iterator[None]:
         _WORDS.pop()
 
 
-def _leave(number: int, frame: Any) -> None:
+def _leave(number: int, frame: FrameType | None) -> None:
     """End the process as a second Ctrl-C asks for it."""
     del frame
     signal.signal(number, signal.SIG_IGN)

@@ -1,16 +1,16 @@
 """The command line: `jaxdp train | resume | report | budget`."""
 
-import contextlib
-import io
-import re
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
-
 from jaxdp._cli_stop import quiet_imports, saying, stopped_quietly
 
 with quiet_imports():
+    import contextlib
+    import io
+    import re
+    import sys
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Annotated, Any, Literal, NoReturn
+
     import tyro
 
 _DESCRIPTION = """Differentially private training.

@@ -1,6 +1,7 @@
 """Atomic checkpoints of the whole training state, random key included, with a checksum of every array."""
 
 import hashlib
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -51,6 +52,7 @@ class Checkpoints:
             os.chmod(directory, 0o700)
             self.torn = _remove_torn(directory)
         wait_for_all("checkpoints")
+        logging.getLogger("absl").addFilter(_is_news)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._saved = self._manager.latest_step()
@@ -166,6 +168,11 @@ class Checkpoints:
         except Exception as error:
             # Whatever orbax and tensorstore make of damaged files: each part of them raises errors of its own.
             raise DamagedCheckpoint(f"it cannot be read, {type(error).__name__}") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what nobody else says: the errors that orbax logs it also raises."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 def _remove_torn(directory: Path) -> list[int]:
