@@ -18,8 +18,8 @@ _DESCRIPTION = """Differentially private training.
 In use:
   jaxdp train configs/tweets.toml
   jaxdp train configs/tweets.toml --privacy.epsilon 3 --phase.1.steps 200
-  jaxdp resume runs/tweets-20250102-030405
-  jaxdp report runs/tweets-20250102-030405
+  jaxdp resume runs/tweets-20250102-030405-678901
+  jaxdp report runs/tweets-20250102-030405-678901
   jaxdp budget --config configs/tweets.toml
   jaxdp budget --examples 33000 --batch-size 512 --steps 500 --epsilon 8
 
@@ -78,12 +78,13 @@ def resume(run: _RunFolder, coordinator: _Address = None, processes: _Count = No
     """Go on with a run that was stopped (Ctrl-C) or killed.
 
     It ends with exactly the model that it would have had without the stop: all randomness is a function of the saved
-    key and the step. It is refused if the data, the model, the configuration or the software changed. A run that was
-    stopped by Ctrl-C may go on over other devices (--mesh.data 4 and the like), with the same model up to rounding.
+    key and the step. It is refused if the data, the model, the configuration, the software, its settings or the kind of
+    machine changed. Damaged files are mended from the last good checkpoint where they can be. A run that was stopped by
+    Ctrl-C may go on over other devices (--mesh.data 4 and the like), with the same model up to rounding.
 
     In use:
-      jaxdp resume runs/tweets-20250102-030405
-      jaxdp resume runs/tweets-20250102-030405 --mesh.data 4
+      jaxdp resume runs/tweets-20250102-030405-678901
+      jaxdp resume runs/tweets-20250102-030405-678901 --mesh.data 4
 
     Args:
       run: the run's directory.
@@ -106,7 +107,7 @@ def report(run: _RunFolder, spectrum: bool = False) -> Work:
 
     Works on runs that are not finished, too.
 
-    In use: jaxdp report runs/tweets-20250102-030405
+    In use: jaxdp report runs/tweets-20250102-030405-678901
 
     Args:
       run: the run's directory.

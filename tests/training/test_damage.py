@@ -52,9 +52,12 @@ def try_one(capsys, kept, state: str, name: Path, kind: str, draw: random.Random
     folder, expected, report = kept
     run = copied(folder / state, folder / "run")
     damage(run / name, kind, draw)
-    code, _ = call(capsys, "report", str(run))
-    if code == 0 and state == "finished":
-        assert (run / "report.md").read_bytes() == report, (state, name, kind)
+    if not {"features", "state", "meta"} & set(name.parts):
+        code, _ = call(capsys, "report", str(run))
+        if code == 0 and state == "finished":
+            # Without a result it says so itself.
+            said = (run / "report.md").read_bytes()
+            assert said == report or (not (run / "result.json").exists() and b"is not finished" in said), (name, kind)
     code, said = call(capsys, "resume", str(run))
     if code == 2:
         return "refused"
