@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from jaxdp.training._config import Config
-from jaxdp.training._config_paths import absolute_path, absolute_paths
+from jaxdp.training._config_paths import with_absolute_paths
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
@@ -64,10 +64,9 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Config
         raise UserError(f"{path} cannot be read as text ({error}): give the path of a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}.") from None
-    absolute_paths(raw, path.parent)
     for name, value in overrides:
         _override(raw, name, value)
-    return parse_config(raw, str(path))
+    return with_absolute_paths(parse_config(raw, str(path)), path.parent, [name for name, _ in overrides])
 
 
 def parse_config(raw: dict[str, Any], source: str) -> Config:
@@ -114,8 +113,6 @@ def _override(raw: dict[str, Any], name: str, text: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     parts = name.split(".")
-    # What was typed is relative to where it was typed.
-    value = absolute_path(parts[0], parts[-1], value, Path.cwd())
     if parts[0] == "phase":
         table = _phase_table(raw, parts[1:-1], name)
     elif len(parts) == 2:

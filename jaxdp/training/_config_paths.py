@@ -1,9 +1,10 @@
 """Paths in a configuration file: relative to the file, and absolute from then on."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
+from jaxdp.training._config import Config
 from jaxdp.training._config_task import NAMED_SOURCES
 
 # A field, and the words that are names of something else than a file.
@@ -15,19 +16,18 @@ _FIELDS = {
 }
 
 
-def absolute_paths(raw: dict[str, Any], folder: Path) -> None:
-    """Take relative paths of a parsed file as relative to a folder."""
-    for section, field in _FIELDS:
-        table = raw.get(section)
-        if isinstance(table, dict) and field in table:
-            table[field] = absolute_path(section, field, table[field], folder)
+def with_absolute_paths(config: Config, folder: Path, typed: Collection[str]) -> Config:
+    """Take relative paths as relative to the file's folder, those that were typed to where they were typed."""
+    for (section, field), names in _FIELDS.items():
+        part = getattr(config, section)
+        value = getattr(part, field)
+        if value is not None and value not in names:
+            found = _absolute(value, Path.cwd() if f"{section}.{field}" in typed else folder)
+            config = config.model_copy(update={section: part.model_copy(update={field: found})})
+    return config
 
 
-def absolute_path(section: str, field: str, value: Any, folder: Path) -> Any:
-    """The same for one field; anything that is no relative path stays as it is."""
-    names = _FIELDS.get((section, field))
-    if names is None or not isinstance(value, str) or not value.strip() or value in names:
-        return value
+def _absolute(value: str, folder: Path) -> str:
     # "package:NAME/PATH" is no path, and a word that names nothing there may be a name that was misspelt.
     if ":" in value.partition("/")[0] or not (set("./") & set(value) or os.path.exists(folder / value)):
         return value
