@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxdp.training._config_fields import Count, NotNegative, Positive, Section, Selection
+from jaxdp.training._config_fields import Count, FilePath, NotNegative, Positive, Section, Selection
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._config_privacy import ClippingConfig, DenoiseConfig, PrivacyConfig, SubspaceConfig
 from jaxdp.training._config_task import (
@@ -19,11 +19,11 @@ from jaxdp.training._config_task import (
 class DataConfig(Section):
     """`[data]`: what is trained on."""
 
-    source: str = Field(
+    source: FilePath = Field(
         description='"tweets", "movie_sentences", "newsgroups", "wordnet", "fashion_mnist", or the path of a CSV, '
         "JSONL or Parquet file"
     )
-    path: str | None = Field(None, description='folder of the files of "wordnet" or "fashion_mnist"')
+    path: FilePath | None = Field(None, description='folder of the files of "wordnet" or "fashion_mnist"')
     text_column: str | None = Field(None, description="the column of a file that holds the text")
     label_column: str | None = Field(None, description="the column of a file that holds the label")
     unit: Literal["record", "user"] = Field(
@@ -39,7 +39,7 @@ class DataConfig(Section):
     )
     held_out_limit: Count | None = Field(None, description="evaluate on at most so many of them")
     train_limit: Count | None = Field(None, description="train on so many examples only")
-    cache: str | None = Field(
+    cache: FilePath | None = Field(
         None, description="directory for the outputs of frozen layers, to be shared by runs; private like the data"
     )
 
@@ -47,7 +47,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """`[model]`: what is trained."""
 
-    path: str = Field(
+    path: FilePath = Field(
         "minilm",
         description='"minilm", "smollm2", the path of a Hugging Face directory (BERT, RoBERTa, Llama, ViT) or GGUF '
         'file, or for images "convnet" or "vit" for a new network',

@@ -11,6 +11,7 @@ from typing import Any
 import pydantic
 
 from jaxdp.training._config import Config
+from jaxdp.training._config_paths import with_absolute_paths
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
@@ -65,7 +66,7 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Config
         raise UserError(f"{path} is not valid TOML: {error}.") from None
     for name, value in overrides:
         _override(raw, name, value)
-    return parse_config(raw, str(path))
+    return with_absolute_paths(parse_config(raw, str(path)), path.parent, [name for name, _ in overrides])
 
 
 def parse_config(raw: dict[str, Any], source: str) -> Config:
