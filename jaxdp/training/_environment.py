@@ -24,7 +24,7 @@ _VARIABLES = re.compile(
 )
 # Flags of XLA that change no number, or that say how many devices there are, which is looked at by itself.
 _HARMLESS_FLAGS = re.compile(r"--xla_(dump_\w+|force_host_platform_device_count)")
-# Settings of JAX that change no number: whatever is not named here is compared.
+# Settings of JAX that change no number, or only refuse programs: whatever is not named here is compared.
 _HARMLESS_SETTINGS = re.compile(
     r"jax_(\w*compilation_cache\w*|persistent_cache\w*|raise_persistent_cache\w*|share_binary_between_hosts\w*"
     r"|log_\w+|logging_level|debug_log_modules|debug_nans|debug_infs|debug_key_reuse|debug_leaked\w*|dump_ir\w*"
@@ -32,6 +32,7 @@ _HARMLESS_SETTINGS = re.compile(
     r"|captured_constants\w*|check_\w+|transfer_guard\w*|thread_guard|array_garbage\w*|hlo_source\w*|source_url\w*"
     r"|include_\w+|num_cpu_devices|platforms|platform_name|\w+_visible_devices|cpu_get\w*"
     r"|cross_host\w*|enable_checks|enable_preemption\w*|enable_recoverability|error_checking\w*"
+    r"|numpy_rank_promotion|numpy_dtype_promotion|legacy_prng_key|disable_bwd_checks|mutable_array_checks"
     r"|pallas_enable_debug_checks|pallas_verbose_errors|cpu_enable_async_dispatch)"
 )
 _PACKAGES = ("numpy", "scipy", "flax", "optax")
