@@ -117,13 +117,15 @@ def test_layers_that_are_clipped_one_by_one_inside_a_branch(method: str) -> None
         return lax.cond(x > 0, lambda: jnp.sum(lax.scan(layer, jnp.ones(3), p["w"])[0]), lambda: jnp.sum(p["b"] * x))
 
     params = {"b": normal(4, 3), "w": V}
-    grads = np.asarray(jax.vmap(jax.grad(loss), (None, 0))(params, X)["w"])
+    grads, of_b = (np.asarray(jax.vmap(jax.grad(loss), (None, 0))(params, X)[name]) for name in ("w", "b"))
     norms = np.square(grads).sum(axis=(2, 3))
     expected = np.einsum("bl...,bl->l...", grads, np.minimum(1, 1 / np.sqrt(np.maximum(norms, 1e-9))))
     lazy = jaxdp.per_example_grad(loss, method=method)(params, X)
     assert len(lazy.groups("param")) == 3
     found = jax.jit(lambda: lazy.clipped_sum(lambda s: 1 / jnp.sqrt(jnp.maximum(s, 1.0)), "param"))()
     np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
+    # Whoever does not take the branch is no less in the sum for it.
+    np.testing.assert_allclose(found["b"], of_b.T @ np.minimum(1, 1 / np.linalg.norm(of_b + 1e-9, axis=1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["map", "map in batches", "vmap"])
