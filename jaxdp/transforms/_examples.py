@@ -119,8 +119,8 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
         if is_complex(leaf) != is_complex(param):
             raise TypeError(
-                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give gradients as jax.grad "
-                "does, complex where the parameter is and real where it is real."
+                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give what jax.grad does, "
+                "complex where the parameter is and real where it is real."
             )
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:

@@ -25,17 +25,22 @@ def compare(loss, params, method, x=X) -> np.ndarray:
     grads = [np.asarray(g) for g in jax.tree.leaves(jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(params, x))]
     norms, total = by_hand(grads)
 
+    finite = np.isfinite(norms)
+    weights = np.where(finite, np.linspace(1.0, 2.0, len(norms)), 0.0)
+
     @jax.jit
     def run(params, x):
         weight = lambda squared: 1 / jnp.sqrt(jnp.maximum(squared, 1.0))
-        return jaxdp.per_example_grad(loss, method=method)(params, x).clipped_sum_and_norms(weight)
+        lazy = jaxdp.per_example_grad(loss, method=method)(params, x)
+        return *lazy.clipped_sum_and_norms(weight), lazy.weighted_sum(jnp.asarray(weights, jnp.float32))
 
-    found, found_norms = run(params, x)
-    finite = np.isfinite(norms)
+    found, found_norms, weighted = run(params, x)
     np.testing.assert_allclose(np.asarray(found_norms)[finite, 0], norms[finite], rtol=1e-5, atol=1e-9)
     assert not np.any(np.isfinite(np.asarray(found_norms)[~finite]))
     for a, b in zip(jax.tree.leaves(found), total, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for a, g in zip(jax.tree.leaves(weighted), grads, strict=True):
+        np.testing.assert_allclose(a, np.einsum("b,b...->...", weights[finite], g[finite]), rtol=1e-5, atol=1e-5)
     return finite
 
 
@@ -87,8 +92,13 @@ ONE_SIDE = {
 
 @pytest.mark.parametrize("kind", ONE_SIDE)
 def test_what_is_not_taken_leaves_no_trace(kind: str) -> None:
-    loss = lambda w, x: lax.cond(x > 0, lambda: ONE_SIDE[kind](w, x), lambda: jnp.sum(w) * x + w[0, 0])
-    assert np.all(compare(loss, W, "fused"))
+    """Of a weight that both sides use, and of one that is used nowhere else."""
+    loss = lambda p, x: lax.cond(
+        x > 0,
+        lambda: ONE_SIDE[kind](p["both"], x) + ONE_SIDE[kind](p["one"], x),
+        lambda: jnp.sum(p["both"]) * x + p["both"][0, 0],
+    )
+    assert np.all(compare(loss, {"both": W, "one": W + 0.1}, "fused"))
 
 
 @pytest.mark.parametrize("method", ["ghost", "bookkeeping", "materialize"])
@@ -100,20 +110,22 @@ def test_a_function_of_parameters_without_a_derivative(method: str) -> None:
     assert np.all(compare(loss, params, method, jnp.minimum(X, 1.0)))
 
 
-def test_layers_that_are_clipped_one_by_one_inside_a_branch() -> None:
-    def loss(w, x):
+@pytest.mark.parametrize("method", ["fused", "bookkeeping", "ghost"])
+def test_layers_that_are_clipped_one_by_one_inside_a_branch(method: str) -> None:
+    def loss(p, x):
         layer = lambda h, w: (jnp.tanh(h @ w) * jnp.log(x), None)
-        other = lambda h, w: (h + w[0] * x, None)
-        return lax.cond(x > 0, *(lambda f=f: jnp.sum(lax.scan(f, jnp.ones(3), w)[0]) for f in (layer, other)))
+        return lax.cond(x > 0, lambda: jnp.sum(lax.scan(layer, jnp.ones(3), p["w"])[0]), lambda: jnp.sum(p["b"] * x))
 
-    grads = np.asarray(jax.vmap(jax.grad(loss), (None, 0))(V, X))
+    params = {"b": normal(4, 3), "w": V}
+    grads, of_b = (np.asarray(jax.vmap(jax.grad(loss), (None, 0))(params, X)[name]) for name in ("w", "b"))
     norms = np.square(grads).sum(axis=(2, 3))
     expected = np.einsum("bl...,bl->l...", grads, np.minimum(1, 1 / np.sqrt(np.maximum(norms, 1e-9))))
-    for method in ("fused", "ghost"):
-        lazy = jaxdp.per_example_grad(loss, method=method)(V, X)
-        assert len(lazy.groups("layer")) == 2
-        found = jax.jit(lambda: lazy.clipped_sum(lambda s: 1 / jnp.sqrt(jnp.maximum(s, 1.0)), "layer"))()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    lazy = jaxdp.per_example_grad(loss, method=method)(params, X)
+    assert len(lazy.groups("param")) == 3
+    found = jax.jit(lambda: lazy.clipped_sum(lambda s: 1 / jnp.sqrt(jnp.maximum(s, 1.0)), "param"))()
+    np.testing.assert_allclose(found["w"], expected, rtol=1e-5, atol=1e-6)
+    # Whoever does not take the branch is no less in the sum for it.
+    np.testing.assert_allclose(found["b"], of_b.T @ np.minimum(1, 1 / np.linalg.norm(of_b + 1e-9, axis=1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["map", "map in batches", "vmap"])

@@ -93,7 +93,7 @@ def test_clip_of_gradients_of_something_else():
         (
             jnp.complex64,
             jnp.float32,
-            "grads has dtype complex64 where the parameter has float32: give gradients as jax.grad",
+            "grads has dtype complex64 where the parameter has float32: give what jax.grad",
         ),
         (jnp.float32, jnp.complex64, "grads has dtype float32 where the parameter has complex64"),
     ],
