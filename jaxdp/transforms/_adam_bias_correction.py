@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from jaxdp._numbers import is_number
 from jaxdp._wide import wide_dtype
 from jaxdp.transforms._known_noise import check_stddev, known_noise
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._numbers import is_number, takes_numbers
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
 from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, sum_shardings
@@ -24,7 +25,6 @@ from jaxdp.transforms._spec import (
     check_bound,
     check_expected_batch_size,
     clipping_weights,
-    is_number,
     noise_scales,
 )
 
@@ -127,6 +127,7 @@ class AdaptiveClip(optax.GradientTransformation):
             ) from error
 
 
+@takes_numbers
 def adaptive_clip(
     initial_norm: Any,
     *,

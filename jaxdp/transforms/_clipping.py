@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._numbers import takes_numbers
 from jaxdp.norms import EXACT, Exact, Norm
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked
 from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups, sum_shardings
@@ -51,6 +52,7 @@ class Clip(optax.GradientTransformation):
         return self.spec.dp_event(noise_multiplier)
 
 
+@takes_numbers
 def clip(
     max_norm: Any,
     *,

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxdp._normals import derived_words, has_own_numbers, normals_from
+from jaxdp._numbers import is_number, takes_numbers
 from jaxdp._shards import check_generator
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
@@ -35,6 +36,7 @@ class GaussianNoiseState(NamedTuple):
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
+@takes_numbers
 def add_gaussian_noise(
     noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False
 ) -> optax.GradientTransformation:
@@ -73,7 +75,7 @@ def add_gaussian_noise(
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
-    if isinstance(noise_multiplier, bool) or not isinstance(noise_multiplier, int | float):
+    if not is_number(noise_multiplier):
         raise TypeError(f"noise_multiplier is {noise_multiplier!r}: give a Python number, as calibration returns.")
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
