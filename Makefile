@@ -47,4 +47,4 @@ $(VENV)/.data: data-requirements.txt data-requirements-extra.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.12
+	rm -rf $(VENV) .venv-3.12 .venv-3.13

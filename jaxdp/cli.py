@@ -4,9 +4,11 @@ from jaxdp._cli_stop import quiet_imports, saying, stopped_quietly
 
 with quiet_imports():
     import contextlib
+    import inspect
     import io
     import re
     import sys
+    import textwrap
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Annotated, Any, Literal, NoReturn
@@ -196,11 +198,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: list[str]) -> Work:
     """The command to run; a mistake in its arguments is one sentence, not a box."""
-    description = train.__doc__ or ""
-    if arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments):
+    # From Python 3.13 on docstrings have no indentation, before they have.
+    description = inspect.cleandoc(train.__doc__ or "")
+    if arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments) and "[phase]" not in description:
         from jaxdp._cli_help import fields
 
-        description = description.replace("    Args:", fields() + "\n    Args:", 1)
+        description = description.replace("\nArgs:", f"\n{textwrap.dedent(fields())}\nArgs:", 1)
     explained = _with_doc(train, description)
     said = io.StringIO()
     try:

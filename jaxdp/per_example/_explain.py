@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from jaxdp._numbers import is_whole
 from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
@@ -161,7 +162,7 @@ def _rank_costs(
 
 def _check_ranks(ranks: Sequence[int], noise_multiplier: float | int | None) -> None:
     for rank in ranks:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if not is_whole(rank) or rank < 1:
             raise ValueError(f"ranks has {rank!r}: give whole numbers of at least 1.")
     if ranks and noise_multiplier is None:
         raise ValueError("noise_multiplier is missing: what a rank costs depends on the noise, so give it with ranks.")

@@ -15,6 +15,7 @@ from jaxdp.norms import TERMS, Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
 from jaxdp.per_example._families import adds_up, joins
+from jaxdp.per_example._pitfalls import warn_of_shared_keys, watching_batch_statistics
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
@@ -72,7 +73,9 @@ class Traced:
 
 def loss_jaxpr(loss: Callable, params: PyTree, example: PyTree) -> tuple[Any, list[bool]]:
     """The jaxpr of one example's loss, and which of its inputs (leaves of params, then of the example) it uses."""
-    return dead_code_eliminated(jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example))
+    with watching_batch_statistics():
+        closed = jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example)
+    return dead_code_eliminated(closed)
 
 
 def weight_of(leaf: int, value: Array, shadow: Shadow) -> Weight:
@@ -112,6 +115,7 @@ def trace(
     example = example_structs(batch)
     closed, used = loss_jaxpr(loss, params, example)
     leaves = jax.tree.leaves(params)
+    warn_of_shared_keys(closed, sum(used[: len(leaves)]))
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
     subspaces = projections or {}

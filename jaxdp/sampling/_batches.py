@@ -10,6 +10,7 @@ from dp_accounting import DpEvent
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
+from jaxdp._numbers import takes_numbers
 from jaxdp._shown import of_shapes
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
 
@@ -69,6 +70,7 @@ class PoissonSampling:
     sampling_probability: float
     padded_batch_size: int
 
+    @takes_numbers
     def __init__(
         self, num_examples: int, sampling_probability: float | int, padded_batch_size: int | None = None
     ) -> None:
@@ -87,6 +89,7 @@ class PoissonSampling:
         object.__setattr__(self, "padded_batch_size", padded_batch_size)
 
     @classmethod
+    @takes_numbers
     def from_expected_batch_size(
         cls, num_examples: int, expected_batch_size: float | int, padded_batch_size: int | None = None
     ) -> "PoissonSampling":

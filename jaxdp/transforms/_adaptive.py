@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._numbers import is_number, takes_numbers
 from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, real_dtype
 from jaxdp.per_example._groups import certain_names, resolve_groups
@@ -26,7 +27,6 @@ from jaxdp.transforms._spec import (
     check_bound,
     check_expected_batch_size,
     clipping_weights,
-    is_number,
     noise_scales,
 )
 
@@ -131,6 +131,7 @@ class AdaptiveClip(optax.GradientTransformation):
             ) from error
 
 
+@takes_numbers
 def adaptive_clip(
     initial_norm: Any,
     *,

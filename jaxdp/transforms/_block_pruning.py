@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxdp._numbers import is_number, is_whole
 from jaxdp._shown import setting
 from jaxdp._wide import is_complex
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 
@@ -138,7 +138,7 @@ def _block_shape(block: Any) -> tuple[int | None, int | None]:
     if block is None:
         return None, None
     sizes = block if isinstance(block, tuple) else (1, block)
-    if len(sizes) != 2 or any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
+    if len(sizes) != 2 or not all(map(is_whole, sizes)):
         raise TypeError(f"block is {block!r}: give None, a whole number, or two of them.")
     if min(sizes) < 1:
         raise ValueError(f"block is {block!r}: its sizes must be at least 1.")

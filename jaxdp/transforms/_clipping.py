@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._numbers import takes_numbers
 from jaxdp._shown import of_shapes
 from jaxdp.norms import EXACT, Exact, Norm
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked
@@ -54,6 +55,7 @@ class Clip(optax.GradientTransformation):
         return self.spec.dp_event(noise_multiplier)
 
 
+@takes_numbers
 def clip(
     max_norm: Any,
     *,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._numbers import is_whole, takes_numbers
 from jaxdp._shown import of_shapes, setting, shown
 from jaxdp.per_example import Inert, PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
@@ -67,6 +68,7 @@ class GRAPE(optax.GradientTransformation):
         return event()
 
 
+@takes_numbers
 def grape(
     inner: optax.GradientTransformation,
     *,
@@ -230,7 +232,7 @@ def check_output(name: str, steps: PyTree, subspace: Subspace) -> None:
 
 def _check_arguments(rank: Any, refresh_every: Any, side: Any, projection: Any, on_refresh: Any) -> None:
     for name, value in (("rank", rank), ("refresh_every", refresh_every)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_whole(value):
             raise TypeError(f"{name} is {setting(value)}: give a whole number.")
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1.")

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxdp._normals import derived_words, has_own_numbers, normals_from
+from jaxdp._numbers import is_number, takes_numbers
 from jaxdp._shards import check_generator
 from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, is_complex, wide
@@ -39,6 +40,7 @@ class GaussianNoiseState(NamedTuple):
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
+@takes_numbers
 def add_gaussian_noise(
     noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False
 ) -> optax.GradientTransformation:
@@ -78,7 +80,7 @@ def add_gaussian_noise(
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
-    if isinstance(noise_multiplier, bool) or not isinstance(noise_multiplier, int | float):
+    if not is_number(noise_multiplier):
         raise TypeError(
             f"noise_multiplier is {setting(noise_multiplier)}: give a Python number, as calibration returns."
         )

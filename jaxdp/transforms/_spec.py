@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdp._numbers import is_number
 from jaxdp._shown import setting
 from jaxdp.accounting import RandomizedGaussianDpEvent
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
@@ -207,11 +208,6 @@ def noise_scales(tree: PyTree, groups: Groups, thresholds: Array, gammas: Array)
         shape = (*stack, *(1,) * (leaf.ndim - len(stack)))
         spread.append(scales[np.array(own)].reshape(shape) if stack else scales[own[0]])
     return treedef.unflatten(spread)
-
-
-def is_number(value: Any) -> bool:
-    """Whether this is a Python number (a boolean is none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_bound(bound: Any, name: str) -> None:

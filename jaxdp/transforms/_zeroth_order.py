@@ -10,12 +10,12 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
+from jaxdp._numbers import is_number, is_whole, takes_numbers
 from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output
-from jaxdp.transforms._spec import is_number
 from jaxdp.transforms._subspace import Subspace
 
 PyTree = Any
@@ -34,6 +34,7 @@ class ZerothOrderState(NamedTuple):
     inner: PyTree
 
 
+@takes_numbers
 def zeroth_order(
     inner: optax.GradientTransformation,
     *,
@@ -86,7 +87,7 @@ def zeroth_order(
       Zhang et al., DPZero, arXiv 2310.09639. Tang et al., Private Fine-tuning with Zeroth-order Optimization, arXiv
       2401.04343.
     """
-    if not isinstance(directions, int) or isinstance(directions, bool):
+    if not is_whole(directions):
         raise TypeError(f"directions is {setting(directions)}: give a whole number.")
     if directions < 1:
         raise ValueError(f"directions is {directions}: it must be at least 1.")
