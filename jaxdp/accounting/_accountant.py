@@ -107,7 +107,8 @@ def guarantee(
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be at least 0, got {epsilon}.")
     check_accountant(accountant)
-    found, source = _solve_delta(_checked_leaves(event, accountant), float(epsilon), accountant)
+    # Infinity and what is next to it are the same.
+    found, source = _solve_delta(_checked_leaves(event, accountant), min(float(epsilon), 1e300), accountant)
     return Guarantee(float(epsilon), min(1.0, found), source)
 
 

@@ -182,8 +182,8 @@ def _built(leaf: DpEvent, interval: float) -> pld.PrivacyLossDistribution:
         case dp_accounting.dp_event.DiscreteLaplaceDpEvent():
             return pld.from_discrete_laplace_mechanism(leaf.noise_parameter, leaf.sensitivity, **grid)
         case dp_accounting.dp_event.MixtureOfGaussiansDpEvent():
-            noise, *law = leaf.standard_deviation, leaf.sensitivities, leaf.sampling_probs
-            return pld.from_mixture_gaussian_mechanism(noise, *law, **grid)
+            noise = min(leaf.standard_deviation, _MOST_BUILT_NOISE * max(map(abs, leaf.sensitivities)))
+            return pld.from_mixture_gaussian_mechanism(noise, leaf.sensitivities, leaf.sampling_probs, **grid)
         case dp_accounting.LaplaceDpEvent():
             return pld.from_laplace_mechanism(leaf.noise_multiplier, **grid)
     probability = fields["sampling_probability"]

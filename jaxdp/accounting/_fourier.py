@@ -413,19 +413,18 @@ def _transform_error(size: int) -> float:
 
 def _transform(places: np.ndarray, masses: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     """The transform of masses and a bound on the 2-norm of its error, divided by the root of its length."""
-    atoms = np.argsort(masses)[-_MOST_ATOMS:]
+    atoms = np.argpartition(masses, -min(_MOST_ATOMS, len(masses)))[-_MOST_ATOMS:]
     atoms = atoms[masses[atoms] > _ATOM]
     rest = masses.copy()
     rest[atoms] = 0.0
     folded = np.bincount(places, rest, minlength=size)
     values = scipy.fft.rfft(folded)
-    frequencies = np.arange(size // 2 + 1)
     for atom in atoms:
         if places[atom] == 0:
             values += masses[atom]
             continue
         # Whole turns are left out before there is anything to round.
-        turns = (frequencies * int(places[atom])) % size
+        turns = (np.arange(size // 2 + 1) * int(places[atom])) % size
         values += masses[atom] * np.exp(turns * (-2j * math.pi / size))
     return values, _transform_error(size) * _norm(folded) + 16 * ROUNDOFF * len(atoms)
 
@@ -439,6 +438,9 @@ def _into_disc(values: np.ndarray) -> np.ndarray:
 
 def _multiply(spectrum: np.ndarray, values: np.ndarray, count: int) -> None:
     """Multiply by a power, in place; what becomes too small to matter is zero."""
+    if count == 1:
+        np.multiply(spectrum, values, out=spectrum)
+        return
     with np.errstate(divide="ignore"):
         kept = np.flatnonzero((np.log(np.abs(values)) * float(count) > math.log(_DROPPED)) & (spectrum != 0))
     powers = _power(values[kept], count) * spectrum[kept]

@@ -82,7 +82,7 @@ class Divergences:
             exponents = (ORDERS - 1) * (self._values - epsilon + np.log1p(-1 / ORDERS)) - np.log(ORDERS)
             exponents += (ORDERS - 1) * (self._values + epsilon) * (4 * ROUNDOFF)
             by_divergence = float(np.sqrt(np.min(-np.expm1(-self._values))))
-        found = math.exp(min(float(np.nanmin(exponents)), 0.0))
+        found = math.exp(min(float(np.min(np.where(np.isnan(exponents), math.inf, exponents))), 0.0))
         # Never zero: what underflows is not nothing.
         return min(1.0, max(found, _SMALLEST) * (1 + 1e-9), max(by_divergence, _SMALLEST) * (1 + 1e-9))
 
@@ -118,7 +118,7 @@ def _sampled(q: float, s: float, many: bool) -> np.ndarray:
     longest = min(_LONGEST_OF_MANY if many else _LONGEST, useful)
     whole = (ORDERS == np.round(ORDERS)) & (ORDERS <= max(longest, 64))
     log_moments = np.full(len(ORDERS), math.inf)
-    log_moments[whole] = [_whole_order(int(order), q, s) for order in ORDERS[whole]]
+    log_moments[whole] = _whole_orders(ORDERS[whole], q, s)
     log_moments = np.minimum(log_moments, _kearns_saul(q, s))
     # Convex in the order and zero at one.
     known = np.flatnonzero(whole)
@@ -133,15 +133,27 @@ def _sampled(q: float, s: float, many: bool) -> np.ndarray:
     return np.minimum(unsampled, log_moments * (1 + _RELATIVE_ERROR) / (ORDERS - 1))
 
 
-def _whole_order(order: int, q: float, s: float) -> float:
-    """log A from its positive terms."""
-    i = np.arange(2, order + 1, dtype=np.float64)
-    choices = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
-    rest = (order - i[:-1]) * math.log1p(-q) if q < 1 else np.full(order - 2, -math.inf)
+def _whole_orders(orders: np.ndarray, q: float, s: float) -> np.ndarray:
+    """log A of whole orders from its positive terms."""
+    i = np.arange(2, int(orders[-1]) + 1, dtype=np.float64)
     growth = (i**2 - i) * (s**2 / 2)
     # The terms of large exponents are their exponents; the others must not lose what is above one.
-    growth = growth + np.log(-np.expm1(-growth))
-    return float(np.logaddexp(0.0, logsumexp(choices + i * math.log(q) + np.append(rest, 0.0) + growth)))
+    drawn = growth + np.log(-np.expm1(-growth)) + i * math.log(q)
+    log_undrawn = math.log1p(-q) if q < 1 else -math.inf
+    excess = []
+    for order in orders.astype(int).tolist():
+        terms = _log_choices(order) + drawn[: order - 1]
+        terms[:-1] += i[: order - 2][::-1] * log_undrawn - log_undrawn
+        largest = float(terms.max())
+        excess.append(largest + math.log(float(np.exp(terms - largest).sum())))
+    return np.logaddexp(0.0, excess)
+
+
+@functools.lru_cache(maxsize=256)
+def _log_choices(order: int) -> np.ndarray:
+    """Logarithms of the binomial coefficients of 2, 3, ..., order."""
+    i = np.arange(2, order + 1, dtype=np.float64)
+    return gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
 
 
 def _kearns_saul(q: float, s: float) -> np.ndarray:
