@@ -17,7 +17,6 @@ from scipy import stats
 
 from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
 
-
 # Noise multipliers outside of this overflow when they are squared or divided by. More noise counts as the most, less
 # as the least: at both, the guarantee is what it is beyond, up to numbers that nobody can tell apart.
 LEAST, MOST = 1e-150, 1e150

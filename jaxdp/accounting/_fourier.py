@@ -7,8 +7,8 @@ $$\delta = \iota + \sum_x p(x)\, \gamma(x - \epsilon), \qquad p = p_1^{*T_1} * p
 
 where $\iota \le 1 - \prod_i (1 - \iota_i)^{T_i}$ is the mass of infinite losses.
 
-**Tilting.** Let $M_i(\theta) = \sum_x p_i(x) e^{\theta x}$, $K = \sum_i T_i \log M_i$ and $z$ the distribution of the sum
-of losses drawn from $p_i(x) e^{\theta x} / M_i$. Then exactly, for every $\theta > 0$,
+**Tilting.** Let $M_i(\theta) = \sum_x p_i(x) e^{\theta x}$, $K = \sum_i T_i \log M_i$ and $z$ the distribution of the
+sum of losses drawn from $p_i(x) e^{\theta x} / M_i$. Then exactly, for every $\theta > 0$,
 
 $$\sum_x p(x) \gamma(x - \epsilon) = e^{K - \theta \epsilon} \sum_x z(x)\, w(x - \epsilon), \qquad
 w(y) = \gamma(y) e^{-\theta y}.$$
@@ -38,10 +38,10 @@ answer where the error below is too large.
    Together: $\|\hat z - z\|_2 \le \tau (\sum_i T_i \|p_i\|_2 + \|z\|_2) + 3u (\sum_i T_i) \|z\|_2$. By
    Cauchy-Schwarz delta is off by at most $e^{K - \theta\epsilon} \|w\|_2$ times that, where $\|w\|_2^2 \le \int w^2 /
    \Delta + \max w^2$ for a grid of spacing $\Delta$, $\int w^2 = 1 / (\theta (2\theta+1) (2\theta+2))$.
-4. *Tilting.* Exponents are rounded: each tilted mass is off by $(|\theta x - \log M| + 8) u$ relatively, which changes z by
-   at most the $T_i$-weighted sum of it in the 1-norm, and delta by at most $e^{K - \theta\epsilon + h}$ times that.
-   $M_i$ may be any number: what was used to divide is what K is made of. It is rounded up, so that masses sum to at
-   most one.
+4. *Tilting.* Exponents are rounded: each tilted mass is off by $(|\theta x| + |\log (p / M)| + 16) u$ relatively, which
+   changes z by at most the $T_i$-weighted sum of it in the 1-norm, and delta by at most $e^{K - \theta\epsilon + h}$
+   times that. $M_i$ may be any number: what was used to divide is what K is made of. It is rounded up, so that masses
+   sum to at most one.
 5. *Circularity.* Sums outside the window wrap around. Where they are counted, they only add. Those above its end b are
    missed at worst: their probability, at most $e^{K(\theta') - \theta' b}$ for every $\theta' > 0$, is added.
 
@@ -50,9 +50,9 @@ Everything is added to delta. The sums over z are of positive numbers, with a re
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import scipy.fft
 from scipy import optimize
 
 from jaxdp.accounting._step_loss import ROUNDOFF, Losses, coarser
@@ -60,9 +60,11 @@ from jaxdp.accounting._step_loss import ROUNDOFF, Losses, coarser
 # Longest transform: 32 MB for each array of double precision.
 LARGEST_TRANSFORM = 2**21
 
-# Share of delta for losses of single steps that count as infinite, and for sums beyond the window; probability
-# (tilted) of sums below it.
-_CUT_SHARE, _TAIL_SHARE, _WRAPPED = 1e-6, 1e-5, math.exp(-15.0)
+# Share of delta for losses of single steps that count as infinite: the first, and more where rounding is too large.
+_CUT_SHARES = (1e-6, 1e-4, 1e-2, 1e-1)
+
+# Share of delta for sums beyond the window; probability (tilted) of sums that wrap around.
+_TAIL_SHARE, _WRAPPED = 1e-5, math.exp(-15.0)
 
 # Masses larger than this, at most so many, are transformed by themselves, if the 2-norm of the rest is so much smaller.
 _ATOM, _MOST_ATOMS, _WORTHWHILE = 0.02, 3, 0.1
@@ -98,11 +100,18 @@ class Sum:
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on epsilon for a delta."""
-        return self._cut(delta).epsilon(delta)
+        found = math.inf
+        for share in _CUT_SHARES:
+            epsilon, rounding = self._cut(share * delta).epsilon(delta)
+            found = min(found, epsilon)
+            # With fewer large losses the moments, and so the rounding error, are smaller.
+            if rounding <= _LARGE_ERROR * delta:
+                break
+        return found
 
     def epsilon_by_moments(self, delta: float) -> float:
         """The same without a transform, larger."""
-        return self._cut(delta).by_moments(delta)[1]
+        return self._cut(_CUT_SHARES[0] * delta).by_moments(delta)[1]
 
     def delta(self, epsilon: float) -> float:
         """An upper bound on delta for an epsilon."""
@@ -110,15 +119,15 @@ class Sum:
         # What may be cut off follows from delta itself: first by moments, which cost little.
         for bound in (_Kept.delta_by_moments, _Kept.delta):
             for _ in range(30):
-                before, found = found, min(found, bound(self._cut(found), epsilon))
+                before, found = found, min(found, bound(self._cut(_CUT_SHARES[0] * found), epsilon))
                 if found > 0.01 * before:
                     break
         return found
 
-    def _cut(self, delta: float) -> "_Kept":
-        """The sum for about this delta; the last one again if it was made for almost the same."""
+    def _cut(self, budget: float) -> "_Kept":
+        """The sum without losses of this probability; the last one again if it was made for almost the same."""
         # A power of four, so that deltas that differ little share their sums.
-        budget = 4.0 ** math.floor(math.log(_CUT_SHARE * delta, 4))
+        budget = 4.0 ** math.floor(math.log(max(budget, 1e-300), 4))
         if self._kept is None or budget != self._budget:
             with np.errstate(over="ignore"):
                 each = budget / sum(float(count) for _, count in self._steps)
@@ -166,19 +175,22 @@ class _Kept:
         theta, epsilon = self._best(lambda kept, theta: (kept._moments(theta) - left) / theta, -left)
         return theta, max(0.0, epsilon * (1 + 1e-12))
 
-    def epsilon(self, delta: float) -> float:
-        """Smallest epsilon found for a delta."""
+    def epsilon(self, delta: float) -> tuple[float, float]:
+        """Smallest epsilon found for a delta, and what rounding had of delta."""
         theta, epsilon = self.by_moments(delta)
         if epsilon == 0.0 or math.isinf(epsilon):
-            return epsilon
-        tilted = self._tilt(theta, epsilon, math.log(delta - self.infinite))
+            return epsilon, 0.0
+        log_delta = math.log(delta - self.infinite)
+        tilted = self._tilt(theta, epsilon, log_delta)
         found = min(epsilon, tilted.epsilon(delta))
-        if found > 0 and tilted.error(found) > _LARGE_ERROR * delta:
-            # Theta was best for the epsilon of moments, which is larger.
-            better, _ = self._best(lambda kept, theta: kept._moments(theta) - theta * found, 20.0)
-            if abs(math.log(better / theta)) > 0.05:
-                found = min(found, _Tilted(self, better, found, math.log(delta - self.infinite)).epsilon(delta))
-        return found
+        rounding = tilted.error(found)
+        if rounding > _LARGE_ERROR * delta:
+            # Theta was best for a larger epsilon, that of moments.
+            theta, _ = self._best(lambda kept, theta: kept._moments(theta) - theta * found, 20.0)
+            if abs(math.log(theta / tilted.theta)) > 0.02:
+                tilted = _Tilted(self, theta, found, log_delta)
+                found, rounding = min(found, tilted.epsilon(delta)), tilted.error(found)
+        return found, rounding
 
     def delta_by_moments(self, epsilon: float) -> float:
         """The delta that moments give for an epsilon."""
@@ -226,14 +238,13 @@ class _Kept:
             values = [bound(kept, math.exp(log_theta)) for log_theta in grid]
             at = int(np.argmin([math.inf if math.isnan(value) else value for value in values]))
             low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-            found = optimize.minimize_scalar(
+            found: Any = optimize.minimize_scalar(
                 lambda log_theta: bound(kept, math.exp(log_theta)),
                 bounds=(low, high),
                 method="bounded",
                 options={"xatol": 0.01, "maxiter": 12},
             )
-            best = grid[at] if math.isnan(found.fun) or found.fun > values[at] else float(found.x)
-            theta = math.exp(best)
+            theta = math.exp(float(found.x if found.fun <= values[at] else grid[at]))
             return theta, bound(self, theta)
 
     def _sample(self) -> "_Kept":
@@ -307,7 +318,7 @@ class _Tilted:
             offset += count * first
             _multiply(spectrum, _into_disc(transformed), count)
             errors += _DROPPED
-        z = np.maximum(scipy.fft.irfft(spectrum, size), 0.0)
+        z = np.maximum(np.fft.irfft(spectrum, size), 0.0)
         norm = _norm(z)
         steps = float(counts.sum()) + len(counts)
         # Bounds in terms of computed norms, hence the little more.
@@ -445,7 +456,7 @@ def _transform(places: np.ndarray, masses: np.ndarray, size: int) -> tuple[np.nd
     if _norm(rest) > _WORTHWHILE * _norm(masses):
         rest, atoms = masses, atoms[:0]
     folded = np.bincount(places % size, rest, minlength=size)
-    values = scipy.fft.rfft(folded)
+    values = np.fft.rfft(folded)
     for atom in atoms:
         if places[atom] == 0:
             values += masses[atom]
@@ -460,7 +471,7 @@ def _transform(places: np.ndarray, masses: np.ndarray, size: int) -> tuple[np.nd
 
 def _into_disc(values: np.ndarray) -> np.ndarray:
     """Values outside the unit disc moved to its edge."""
-    outside = values.real**2 + values.imag**2 > 1.0
+    outside = np.square(np.real(values)) + np.square(np.imag(values)) > 1.0
     values[outside] /= np.abs(values[outside])
     return values
 

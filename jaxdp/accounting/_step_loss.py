@@ -111,7 +111,7 @@ def _spaced(last: int, largest_gap: float) -> np.ndarray:
     # The gap is one up to here, and the largest from there on.
     dense = min(last, math.ceil(2 / GAP))
     geometric = max(dense, min(last, largest_gap / GAP))
-    parts = [np.arange(dense + 1)]
+    parts = [np.arange(dense + 1.0)]
     if geometric > dense:
         parts.append(np.geomspace(dense, geometric, math.ceil(math.log(geometric / dense) / GAP) + 1))
     if last > geometric:
