@@ -290,8 +290,8 @@ def _grid_of(leaf: Any) -> tuple[float, float]:
             reach = leaf.noise_parameter * leaf.sensitivity
         case dp_accounting.LaplaceDpEvent():
             reach = 1 / max(leaf.noise_multiplier, 1e-300)
-        case dp_accounting.PoissonSampledDpEvent(event=dp_accounting.LaplaceDpEvent()):
-            reach = 1 / max(leaf.event.noise_multiplier, 1e-300)
+        case dp_accounting.PoissonSampledDpEvent(event=dp_accounting.LaplaceDpEvent(noise_multiplier=noise)):
+            reach = 1 / max(noise, 1e-300)
     return spread, math.inf if reach > _LARGEST_BUILT_LOSS else reach / _LARGEST_BUILT_GRID
 
 
