@@ -56,13 +56,22 @@ def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequenc
         spent = epsilon_text(plan.epsilon_after(phase.last_step))
         batch = f"{phase.sampler.expected_batch_size:,.6g}"
         table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)
-    _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}")
+    _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}{_bound(plan)}")
     _show_price_of_norms(plan)
     if config.privacy.enabled and config.subspace.method == "grape":
         _show_predictions(plan)
     if config.privacy.enabled:
         ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
         _draw(plan.curve, plot, config.privacy.delta, config.privacy.epsilon, ends)
+
+
+def _bound(plan: training.Plan) -> str:
+    """Which accountant's bound the epsilon of the whole run is."""
+    privacy = plan.config.privacy
+    if not privacy.enabled:
+        return ""
+    found = accounting.guarantee(plan.event, delta=privacy.delta, accountant=privacy.accountant)
+    return f", accountant {privacy.accountant} (the last epsilon is the bound by {found.accountant})"
 
 
 def _show_price_of_norms(plan: training.Plan) -> None:
@@ -131,12 +140,14 @@ def from_numbers(numbers: Numbers, plot: Path) -> None:
         event = clip.dp_event(float(noise))
         points = sorted({-(-i * steps // _POINTS) for i in range(_POINTS + 1)})
         spent = accounting.epsilon_curve(lambda count: sampler(event, count), points, numbers.delta, numbers.accountant)
+        last = accounting.guarantee(sampler(event, steps), delta=numbers.delta, accountant=numbers.accountant)
     except ValueError as error:
         raise UserError(f"budget: {error}") from error
     table = _table("steps", "epsilon")
     for count, value in zip(points, spent, strict=True):
         table.add_row(f"{count:,}", epsilon_text(value))
-    _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, accountant {numbers.accountant}")
+    bound = f"accountant {numbers.accountant} (the last epsilon is the bound by {last.accountant})"
+    _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, {bound}")
     if numbers.probes is not None:
         _compare_estimated_norms(numbers, sampler, steps, float(noise), spent[-1])
     _draw(list(zip(points, spent, strict=True)), plot, numbers.delta, numbers.epsilon, [("", steps)])

@@ -1,9 +1,9 @@
 r"""Epsilon and delta of an event, by several accountants, under add-or-remove-one adjacency.
 
-**Every answer is an upper bound.** `"pld"` composes privacy loss distributions and adds a bound on its rounding error to
-delta (`jaxdp.accounting._fourier`); `"rdp"` composes Rényi divergences, rounded up (`jaxdp.accounting._renyi`). Both hold
-for the same run, so asked for `"pld"` the smaller of the two is reported. That is `"pld"` nearly always; `"rdp"` where
-there are so many steps that rounding would cost more than it. `guarantee` says which.
+**Every answer is an upper bound.** `"pld"` composes privacy loss distributions and adds a bound on its rounding error
+to delta (`jaxdp.accounting._fourier`); `"rdp"` composes Rényi divergences, rounded up (`jaxdp.accounting._renyi`). Both
+hold for the same run, so asked for `"pld"` the smaller of the two is reported. That is `"pld"` nearly always, and
+`"rdp"` where there are so many steps that rounding would cost more than it. `guarantee` says which.
 
 **Truncated Poisson sampling.** Let $p$ be the probability that any sample of the whole run overflows, bounded
 by the sum over steps of $P[\mathrm{Bin}(n+1, q) > B]$ ($n+1$ because the neighbour may be the larger one). A
@@ -107,7 +107,8 @@ def guarantee(
     if not epsilon >= 0:
         raise ValueError(f"epsilon must be at least 0, got {epsilon}.")
     check_accountant(accountant)
-    found, source = _solve_delta(_checked_leaves(event, accountant), float(epsilon), accountant)
+    # Infinity and what is next to it are the same.
+    found, source = _solve_delta(_checked_leaves(event, accountant), min(float(epsilon), 1e300), accountant)
     return Guarantee(float(epsilon), min(1.0, found), source)
 
 

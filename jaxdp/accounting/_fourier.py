@@ -7,8 +7,8 @@ $$\delta = \iota + \sum_x p(x)\, \gamma(x - \epsilon), \qquad p = p_1^{*T_1} * p
 
 where $\iota \le 1 - \prod_i (1 - \iota_i)^{T_i}$ is the mass of infinite losses.
 
-**Tilting.** Let $M_i(\theta) = \sum_x p_i(x) e^{\theta x}$, $K = \sum_i T_i \log M_i$ and $z$ the distribution of the sum
-of losses drawn from $p_i(x) e^{\theta x} / M_i$. Then exactly, for every $\theta > 0$,
+**Tilting.** Let $M_i(\theta) = \sum_x p_i(x) e^{\theta x}$, $K = \sum_i T_i \log M_i$ and $z$ the distribution of the
+sum of losses drawn from $p_i(x) e^{\theta x} / M_i$. Then exactly, for every $\theta > 0$,
 
 $$\sum_x p(x) \gamma(x - \epsilon) = e^{K - \theta \epsilon} \sum_x z(x)\, w(x - \epsilon), \qquad
 w(y) = \gamma(y) e^{-\theta y}.$$
@@ -21,7 +21,7 @@ itself.
 e^{K - \theta \epsilon + h}$: the Rényi bound of the distribution, which needs no transform. It gives theta, and is the
 answer where the error below is too large.
 
-**The error of z.** All transforms have length $N = 2^t$.
+**The error of z.** All transforms have length $N = 2^t$ (or $3 \cdot 2^{t'}$, $5 \cdot 2^{t'}$).
 
 1. *Forward.* By Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., theorem 24.2, the computed transform
    of y differs by at most $\tau \|Fy\|_2$, $\tau = t \eta / (1 - t \eta)$, $\eta \approx 7u$. For real input and
@@ -38,10 +38,10 @@ answer where the error below is too large.
    Together: $\|\hat z - z\|_2 \le \tau (\sum_i T_i \|p_i\|_2 + \|z\|_2) + 3u (\sum_i T_i) \|z\|_2$. By
    Cauchy-Schwarz delta is off by at most $e^{K - \theta\epsilon} \|w\|_2$ times that, where $\|w\|_2^2 \le \int w^2 /
    \Delta + \max w^2$ for a grid of spacing $\Delta$, $\int w^2 = 1 / (\theta (2\theta+1) (2\theta+2))$.
-4. *Tilting.* Exponents are rounded: each tilted mass is off by $(|\theta x - \log M| + 8) u$ relatively, which changes z by
-   at most the $T_i$-weighted sum of it in the 1-norm, and delta by at most $e^{K - \theta\epsilon + h}$ times that.
-   $M_i$ may be any number: what was used to divide is what K is made of. It is rounded up, so that masses sum to at
-   most one.
+4. *Tilting.* Exponents are rounded: each tilted mass is off by $(|\theta x| + |\log (p / M)| + 16) u$ relatively, which
+   changes z by at most the $T_i$-weighted sum of it in the 1-norm, and delta by at most $e^{K - \theta\epsilon + h}$
+   times that. $M_i$ may be any number: what was used to divide is what K is made of. It is rounded up, so that masses
+   sum to at most one.
 5. *Circularity.* Sums outside the window wrap around. Where they are counted, they only add. Those above its end b are
    missed at worst: their probability, at most $e^{K(\theta') - \theta' b}$ for every $\theta' > 0$, is added.
 
@@ -49,28 +49,34 @@ Everything is added to delta. The sums over z are of positive numbers, with a re
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import scipy.fft
+from scipy import optimize
 
 from jaxdp.accounting._step_loss import ROUNDOFF, Losses, coarser
 
 # Longest transform: 32 MB for each array of double precision.
 LARGEST_TRANSFORM = 2**21
 
-# Share of delta for losses of single steps that count as infinite, and for sums beyond the window; probability
-# (tilted) of sums below it.
-_CUT_SHARE, _TAIL_SHARE, _WRAPPED = 1e-6, 1e-5, math.exp(-22.0)
+# Share of delta for losses of single steps that count as infinite: the first, and more where rounding is too large.
+_CUT_SHARES = (1e-6, 1e-4, 1e-2, 1e-1)
 
-# Masses larger than this, at most so many, are transformed by themselves.
-_ATOM, _MOST_ATOMS = 0.02, 3
+# Share of delta for sums beyond the window; probability (tilted) of sums that wrap around.
+_TAIL_SHARE, _WRAPPED = 1e-5, math.exp(-15.0)
+
+# Masses larger than this, at most so many, are transformed by themselves, if the 2-norm of the rest is so much smaller.
+_ATOM, _MOST_ATOMS, _WORTHWHILE = 0.02, 3, 0.1
 
 # Above this share of delta the rounding error is worth another, better theta.
 _LARGE_ERROR = 1e-3
 
 # Products of transforms below this are left out, which is counted as an error.
 _DROPPED = 1e-35
+
+# So many of many different steps are looked at to choose theta and windows.
+_SAMPLE = 32
 
 # With more steps rounding errors are no longer small.
 _MOST_STEPS = 1e13
@@ -94,11 +100,18 @@ class Sum:
 
     def epsilon(self, delta: float) -> float:
         """An upper bound on epsilon for a delta."""
-        return self._cut(delta).epsilon(delta)
+        found = math.inf
+        for share in _CUT_SHARES:
+            epsilon, rounding = self._cut(share * delta).epsilon(delta)
+            found = min(found, epsilon)
+            # With fewer large losses the moments, and so the rounding error, are smaller.
+            if rounding <= _LARGE_ERROR * delta:
+                break
+        return found
 
     def epsilon_by_moments(self, delta: float) -> float:
         """The same without a transform, larger."""
-        return self._cut(delta).by_moments(delta)[1]
+        return self._cut(_CUT_SHARES[0] * delta).by_moments(delta)[1]
 
     def delta(self, epsilon: float) -> float:
         """An upper bound on delta for an epsilon."""
@@ -106,15 +119,16 @@ class Sum:
         # What may be cut off follows from delta itself: first by moments, which cost little.
         for bound in (_Kept.delta_by_moments, _Kept.delta):
             for _ in range(30):
-                before, found = found, min(found, bound(self._cut(found), epsilon))
+                before, found = found, min(found, bound(self._cut(_CUT_SHARES[0] * found), epsilon))
                 if found > 0.01 * before:
                     break
         return found
 
-    def _cut(self, delta: float) -> "_Kept":
-        """The sum for about this delta; the last one again if it was made for almost the same."""
-        budget = _CUT_SHARE * delta
-        if self._kept is None or not budget / 3 <= self._budget <= budget:
+    def _cut(self, budget: float) -> "_Kept":
+        """The sum without losses of this probability; the last one again if it was made for almost the same."""
+        # A power of four, so that deltas that differ little share their sums.
+        budget = 4.0 ** math.floor(math.log(max(budget, 1e-300), 4))
+        if self._kept is None or budget != self._budget:
             with np.errstate(over="ignore"):
                 each = budget / sum(float(count) for _, count in self._steps)
             self._kept = _Kept([(_cut(losses, each), count) for losses, count in self._steps], self._interval)
@@ -151,28 +165,32 @@ class _Kept:
             # Masses that sum to more than one count as often as they are used.
             self.infinite = float(min(1.0, lost * np.exp(self._counts @ excess) * (1 + 1e-9)))
         self._tilted: _Tilted | None = None
+        self._sampled: _Kept | None = None
 
     def by_moments(self, delta: float) -> tuple[float, float]:
         """Theta and the epsilon that its moments give for a delta."""
         if not delta > self.infinite:
             return 1.0, math.inf
         left = math.log(delta - self.infinite)
-        theta, epsilon = self._best(lambda theta: (self._moments(theta) - left) / theta, -left)
+        theta, epsilon = self._best(lambda kept, theta: (kept._moments(theta) - left) / theta, -left)
         return theta, max(0.0, epsilon * (1 + 1e-12))
 
-    def epsilon(self, delta: float) -> float:
-        """Smallest epsilon found for a delta."""
+    def epsilon(self, delta: float) -> tuple[float, float]:
+        """Smallest epsilon found for a delta, and what rounding had of delta."""
         theta, epsilon = self.by_moments(delta)
         if epsilon == 0.0 or math.isinf(epsilon):
-            return epsilon
-        tilted = self._tilt(theta, epsilon, math.log(delta - self.infinite))
+            return epsilon, 0.0
+        log_delta = math.log(delta - self.infinite)
+        tilted = self._tilt(theta, epsilon, log_delta)
         found = min(epsilon, tilted.epsilon(delta))
-        if found > 0 and tilted.error(found) > _LARGE_ERROR * delta:
-            # Theta was best for the epsilon of moments, which is larger.
-            better, _ = self._best(lambda theta: self._moments(theta) - theta * found, 20.0)
-            if abs(math.log(better / theta)) > 0.05:
-                found = min(found, _Tilted(self, better, found, math.log(delta - self.infinite)).epsilon(delta))
-        return found
+        rounding = tilted.error(found)
+        if rounding > _LARGE_ERROR * delta:
+            # Theta was best for a larger epsilon, that of moments.
+            theta, _ = self._best(lambda kept, theta: kept._moments(theta) - theta * found, 20.0)
+            if abs(math.log(theta / tilted.theta)) > 0.02:
+                tilted = _Tilted(self, theta, found, log_delta)
+                found, rounding = min(found, tilted.epsilon(delta)), tilted.error(found)
+        return found, rounding
 
     def delta_by_moments(self, epsilon: float) -> float:
         """The delta that moments give for an epsilon."""
@@ -187,7 +205,7 @@ class _Kept:
 
     def _best_delta(self, epsilon: float) -> tuple[float, float, float]:
         """Theta, the logarithm of what its moments give for delta, and delta with infinite losses."""
-        theta, left = self._best(lambda theta: self._moments(theta) - theta * epsilon, 20.0)
+        theta, left = self._best(lambda kept, theta: kept._moments(theta) - theta * epsilon, 20.0)
         return theta, left, min(1.0, self.infinite + math.exp(min(left, 0.0)) * (1 + 1e-9))
 
     def _moments(self, theta: float) -> float:
@@ -210,37 +228,42 @@ class _Kept:
         # Masses below e^-40 of the sum may have exponents that are off by more, and do not matter.
         return found + (self._sizes + 64 + 4 * np.minimum(span, 800)) * ROUNDOFF, exponents
 
-    def _best(self, bound, log_inverse: float) -> tuple[float, float]:
-        """Minimum over theta of a bound: on a grid about where it is for normal losses, then between its points."""
-        masses = np.exp(self._log_masses)
-        second = np.add.reduceat(masses * self._x**2, self._starts)
-        deviation = math.sqrt(float(self._counts @ second))
-        if not 0 < deviation < math.inf:
-            deviation = self._interval
-        guess = math.log(math.sqrt(2 * max(log_inverse, 1.0)) / deviation)
+    def _best(self, bound: Callable[["_Kept", float], float], log_inverse: float) -> tuple[float, float]:
+        """Theta with the smallest bound: on a grid about where it is for normal losses, then between its points."""
+        # Any theta will do; where there are many different steps, some of them show where it is best.
+        kept = self._sample()
+        guess = math.log(math.sqrt(2 * max(log_inverse, 1.0)) / kept.deviation())
         grid = guess + np.linspace(-16.0, 6.0, 23)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = [bound(math.exp(log_theta)) for log_theta in grid]
-            at = int(np.nanargmin(values))
+            values = [bound(kept, math.exp(log_theta)) for log_theta in grid]
+            at = int(np.argmin([math.inf if math.isnan(value) else value for value in values]))
             low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-            best, least = grid[at], values[at]
-            # Golden section: the bound has one minimum between neighbours of the best point.
-            ratio = (math.sqrt(5) - 1) / 2
-            inner = [high - ratio * (high - low), low + ratio * (high - low)]
-            found = [bound(math.exp(point)) for point in inner]
-            for _ in range(12):
-                if found[0] <= found[1]:
-                    high, inner, found = inner[1], [0.0, inner[0]], [0.0, found[0]]
-                    inner[0] = high - ratio * (high - low)
-                    found[0] = bound(math.exp(inner[0]))
-                else:
-                    low, inner, found = inner[0], [inner[1], 0.0], [found[1], 0.0]
-                    inner[1] = low + ratio * (high - low)
-                    found[1] = bound(math.exp(inner[1]))
-        for point, value in zip(inner, found, strict=True):
-            if value < least:
-                best, least = point, value
-        return math.exp(best), least
+            found: Any = optimize.minimize_scalar(
+                lambda log_theta: bound(kept, math.exp(log_theta)),
+                bounds=(low, high),
+                method="bounded",
+                options={"xatol": 0.01, "maxiter": 12},
+            )
+            theta = math.exp(float(found.x if found.fun <= values[at] else grid[at]))
+            return theta, bound(self, theta)
+
+    def _sample(self) -> "_Kept":
+        """Every so many steps of many different ones, by how much they lose, each for its neighbours."""
+        if len(self._steps) <= 2 * _SAMPLE:
+            return self
+        if self._sampled is None:
+            order = np.argsort(self._counts * np.add.reduceat(np.exp(self._log_masses) * self._x**2, self._starts))
+            parts = np.array_split(order, _SAMPLE)
+            steps = [(self._steps[part[len(part) // 2]][0], int(self._counts[part].sum())) for part in parts]
+            self._sampled = _Kept(steps, self._interval)
+        return self._sampled
+
+    def deviation(self) -> float:
+        """Root mean square of the sum, about."""
+        with np.errstate(over="ignore"):
+            second = np.add.reduceat(np.exp(self._log_masses) * self._x**2, self._starts)
+            found = math.sqrt(float(self._counts @ second))
+        return found if 0 < found < math.inf else self._interval
 
     def _tilt(self, theta: float, near: float, log_delta: float) -> "_Tilted":
         """The tilted sum; the last one again if it was made for almost the same."""
@@ -271,7 +294,7 @@ class _Tilted:
         # K is a sum of what was used to divide.
         self._log_scale = float(counts @ log_each)
         scale_error = 8 * ROUNDOFF * float(counts @ np.abs(log_each))
-        size = 2 ** max(4, math.ceil(math.log2((high - low) / self._spacing + 8)))
+        size = _length((high - low) / self._spacing + 8)
         spectrum, offset, errors, tilting = np.ones(size // 2 + 1, dtype=np.complex128), 0, 0.0, 0.0
         for number, (losses, count) in enumerate(whole._steps):
             if factor > 1:
@@ -290,12 +313,12 @@ class _Tilted:
             span = np.abs(theta * losses.places * self._spacing)
             tilting += count * float(masses @ (span + np.abs(exponent) + 16).clip(0, 1e6)) * ROUNDOFF
             first = int(losses.places[int(np.argmax(masses))])
-            transformed, error = _transform((losses.places - first) % size, masses, size)
+            transformed, error = _transform(losses.places - first, masses, size)
             errors += count * error
             offset += count * first
             _multiply(spectrum, _into_disc(transformed), count)
             errors += _DROPPED
-        z = np.maximum(scipy.fft.irfft(spectrum, size), 0.0)
+        z = np.maximum(np.fft.irfft(spectrum, size), 0.0)
         norm = _norm(z)
         steps = float(counts.sum()) + len(counts)
         # Bounds in terms of computed norms, hence the little more.
@@ -378,19 +401,24 @@ def _log_largest_weight(theta: float) -> float:
     return -theta * math.log1p(1 / theta) - math.log1p(theta)
 
 
+# Multiples of theta whose moments bound tails.
+_FACTORS = (1.0, 1.2, 1.5, 2.0, 3.0, 6.0)
+
+
 def _log_tail(whole: _Kept, theta: float, end: float) -> float:
     """Logarithm of a bound on the probability that the sum is at least `end`."""
+    kept = whole._sample()
     with np.errstate(over="ignore", invalid="ignore"):
-        return min(
-            whole.log_moments(factor * theta) - factor * theta * end for factor in (1.0, 1.2, 1.5, 2.0, 3.0, 6.0)
-        )
+        best = min((kept.log_moments(f * theta) - f * theta * end, f) for f in _FACTORS)[1] * theta
+        return whole.log_moments(best) - best * end
 
 
 def _window(whole: _Kept, theta: float, deviation: float, log_delta: float) -> tuple[float, float]:
     """Where the tilted sum lies, up to tails that do not matter."""
+    whole = whole._sample()
     log_tail = log_delta + math.log(_TAIL_SHARE)
     with np.errstate(over="ignore", invalid="ignore"):
-        high = min((whole.log_moments(f * theta) - log_tail) / (f * theta) for f in (1.0, 1.2, 1.5, 2.0, 3.0, 6.0))
+        high = min((whole.log_moments(f * theta) - log_tail) / (f * theta) for f in _FACTORS)
         here = whole.log_moments(theta)
         deviation = max(deviation, whole._interval)
         steps = [f / deviation for f in (1.0, 3.0, 6.0, 9.0)] + [f * theta for f in (0.1, 0.3, 0.6)]
@@ -401,6 +429,12 @@ def _window(whole: _Kept, theta: float, deviation: float, log_delta: float) -> t
     high = max(high, min([value for value in highs if math.isfinite(value)], default=high))
     low = max([value for value in lows if math.isfinite(value)], default=high - 1e3 * deviation)
     return min(low, high - 32 * whole._interval), high + 2 * whole._interval
+
+
+def _length(points: float) -> int:
+    """The shortest length, of few small factors, that holds so many points."""
+    power = 2 ** max(4, math.ceil(math.log2(points)))
+    return min(length for length in (power * 5 // 8, power * 3 // 4, power) if length >= points)
 
 
 def _norm(values: np.ndarray) -> float:
@@ -415,32 +449,38 @@ def _transform_error(size: int) -> float:
 
 def _transform(places: np.ndarray, masses: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     """The transform of masses and a bound on the 2-norm of its error, divided by the root of its length."""
-    atoms = np.argsort(masses)[-_MOST_ATOMS:]
+    atoms = np.argpartition(masses, -min(_MOST_ATOMS, len(masses)))[-_MOST_ATOMS:]
     atoms = atoms[masses[atoms] > _ATOM]
     rest = masses.copy()
     rest[atoms] = 0.0
-    folded = np.bincount(places, rest, minlength=size)
-    values = scipy.fft.rfft(folded)
-    frequencies = np.arange(size // 2 + 1)
+    if _norm(rest) > _WORTHWHILE * _norm(masses):
+        rest, atoms = masses, atoms[:0]
+    folded = np.bincount(places % size, rest, minlength=size)
+    values = np.fft.rfft(folded)
     for atom in atoms:
         if places[atom] == 0:
             values += masses[atom]
             continue
         # Whole turns are left out before there is anything to round.
-        turns = (frequencies * int(places[atom])) % size
+        turns = (np.arange(size // 2 + 1) * int(places[atom])) % size
         values += masses[atom] * np.exp(turns * (-2j * math.pi / size))
-    return values, _transform_error(size) * _norm(folded) + 16 * ROUNDOFF * len(atoms)
+    # Masses of different places add up only where they wrap around.
+    norm = _norm(rest if places.max() - places.min() < size else folded)
+    return values, _transform_error(size) * norm + 16 * ROUNDOFF * len(atoms)
 
 
 def _into_disc(values: np.ndarray) -> np.ndarray:
     """Values outside the unit disc moved to its edge."""
-    outside = values.real**2 + values.imag**2 > 1.0
+    outside = np.square(np.real(values)) + np.square(np.imag(values)) > 1.0
     values[outside] /= np.abs(values[outside])
     return values
 
 
 def _multiply(spectrum: np.ndarray, values: np.ndarray, count: int) -> None:
     """Multiply by a power, in place; what becomes too small to matter is zero."""
+    if count == 1:
+        np.multiply(spectrum, values, out=spectrum)
+        return
     with np.errstate(divide="ignore"):
         kept = np.flatnonzero((np.log(np.abs(values)) * float(count) > math.log(_DROPPED)) & (spectrum != 0))
     powers = _power(values[kept], count) * spectrum[kept]

@@ -1,18 +1,18 @@
 r"""Rényi divergences of one release at many orders, rounded up, and what they say about a run.
 
-For a Poisson-sampled Gaussian release with $A_\alpha = E_{N}[(1 - q + q r)^\alpha]$, $r = e^{st - s^2/2}$, the divergence
-is $\log A_\alpha / (\alpha - 1)$ in both directions (Mironov et al. 2019, https://arxiv.org/abs/1908.10530). Adding up
-$A_\alpha$ loses it in rounding where it is near one: over 1e9 steps nothing is left, and what is left may be zero. So:
+For a Poisson-sampled Gaussian release with $A_\alpha = E_{N}[(1 - q + q r)^\alpha]$, $r = e^{st - s^2/2}$, the
+divergence is $\log A_\alpha / (\alpha - 1)$ in both directions (Mironov et al. 2019,
+https://arxiv.org/abs/1908.10530). A computed $A_\alpha$ near one has lost what it exceeds one by: over 1e9 steps it
+means nothing, and it may even be one. So:
 
 * *Whole orders.* $A_\alpha - 1 = \sum_{i \ge 2} \binom{\alpha}{i} q^i (1-q)^{\alpha-i} (e^{(i^2-i) s^2/2} - 1)$ has
   positive terms only, so its relative error is small, whatever its size.
-* *Orders between them*, up to 11: the integral, of a positive function, by Gauss-Legendre rules; its error is bounded by
-  `_INTEGRAL_ERROR` in $\log A$, which is added. Where it is not worth its time, $\log A$, convex in alpha, is
-  interpolated.
-* *Very large orders*, for very much noise: the moments of a coin, $1 - q + q e^y \le e^{q y + c y^2}$ with $c = (1-2q) /
+* *Orders between them*, up to 11: the integral, of a positive function, by Gauss-Legendre rules; a bound on its error
+  in $\log A$ is added. Where it is not worth its time, $\log A$, convex in alpha, is interpolated.
+* *Very large orders*, for very much noise: a coin's moments, $1 - q + q e^y \le e^{q y + c y^2}$, $c = (1-2q) /
   (4 \log((1-q)/q))$ (Kearns & Saul 1998, https://arxiv.org/abs/1301.7392; 1/8 at q = 1/2), leave a Gaussian integral:
-  $\log A_\alpha \le -\tfrac12 \log(1 - 2bs^2) + (-a s^2/2 + b s^4/4 + a^2 s^2/2) / (1 - 2 b s^2)$, $a = \alpha q$, $b =
-  \alpha c$. And sampling never hurts: $\alpha s^2 / 2$ is a bound as well.
+  $\log A_\alpha \le -\tfrac12 \log(1 - 2bs^2) + (-a s^2/2 + b s^4/4 + a^2 s^2/2) / (1 - 2 b s^2)$ with $a = \alpha q$
+  and $b = \alpha c$. And sampling never hurts: $\alpha s^2 / 2$ is a bound as well.
 
 Other events have the divergences of `dp_accounting`, with an allowance for their rounding.
 """
@@ -37,6 +37,7 @@ _SHORT = np.unique(np.array(DEFAULT_RDP_ORDERS, dtype=np.float64))
 _LONG = np.unique(np.round(np.geomspace(64, _LONGEST, 48)))
 _FAR = np.geomspace(_LONGEST, 1e160, 1800)[1:]
 ORDERS = np.unique(np.concatenate((_SHORT, _LONG, _FAR)))
+_WHOLE = np.round(ORDERS) == ORDERS
 
 # With less noise divergences count as infinite.
 _LEAST_NOISE = 1e-100
@@ -44,7 +45,7 @@ _LEAST_NOISE = 1e-100
 _SMALLEST = 1e-300
 
 # Rounding of log A: of the integral, and of what dp_accounting computes.
-_INTEGRAL_ERROR, _THEIR_ERROR = 1e-12, 1e-12
+_INTEGRAL_ERROR, _THEIR_ERROR = 4e-12, 1e-12
 
 # Relative rounding of divergences with positive terms: differences of log-gammas of up to 1e6.
 _RELATIVE_ERROR = 1e-8
@@ -82,7 +83,7 @@ class Divergences:
             exponents = (ORDERS - 1) * (self._values - epsilon + np.log1p(-1 / ORDERS)) - np.log(ORDERS)
             exponents += (ORDERS - 1) * (self._values + epsilon) * (4 * ROUNDOFF)
             by_divergence = float(np.sqrt(np.min(-np.expm1(-self._values))))
-        found = math.exp(min(float(np.nanmin(exponents)), 0.0))
+        found = math.exp(min(float(np.min(np.where(np.isnan(exponents), math.inf, exponents))), 0.0))
         # Never zero: what underflows is not nothing.
         return min(1.0, max(found, _SMALLEST) * (1 + 1e-9), max(by_divergence, _SMALLEST) * (1 + 1e-9))
 
@@ -116,9 +117,9 @@ def _sampled(q: float, s: float, many: bool) -> np.ndarray:
     # Beyond, sampling no longer helps.
     useful = 4 * (40 - math.log(q)) / s**2
     longest = min(_LONGEST_OF_MANY if many else _LONGEST, useful)
-    whole = (np.round(ORDERS) == ORDERS) & (max(longest, 64) >= ORDERS)
+    whole = _WHOLE & (max(longest, 64) >= ORDERS)
     log_moments = np.full(len(ORDERS), math.inf)
-    log_moments[whole] = [_whole_order(int(order), q, s) for order in ORDERS[whole]]
+    log_moments[whole] = _whole_orders(ORDERS[whole], q, s)
     log_moments = np.minimum(log_moments, _kearns_saul(q, s))
     # Convex in the order and zero at one.
     known = np.flatnonzero(whole)
@@ -133,15 +134,27 @@ def _sampled(q: float, s: float, many: bool) -> np.ndarray:
     return np.minimum(unsampled, log_moments * (1 + _RELATIVE_ERROR) / (ORDERS - 1))
 
 
-def _whole_order(order: int, q: float, s: float) -> float:
-    """log A from its positive terms."""
-    i = np.arange(2, order + 1, dtype=np.float64)
-    choices = gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
-    rest = (order - i[:-1]) * math.log1p(-q) if q < 1 else np.full(order - 2, -math.inf)
+def _whole_orders(orders: np.ndarray, q: float, s: float) -> np.ndarray:
+    """log A of whole orders from its positive terms."""
+    i = np.arange(2, int(orders[-1]) + 1, dtype=np.float64)
     growth = (i**2 - i) * (s**2 / 2)
     # The terms of large exponents are their exponents; the others must not lose what is above one.
-    growth = growth + np.log(-np.expm1(-growth))
-    return float(np.logaddexp(0.0, logsumexp(choices + i * math.log(q) + np.append(rest, 0.0) + growth)))
+    drawn = growth + np.log(-np.expm1(-growth)) + i * math.log(q)
+    log_undrawn = math.log1p(-q) if q < 1 else -math.inf
+    excess = []
+    for order in orders.astype(int).tolist():
+        terms = _log_choices(order) + drawn[: order - 1]
+        terms[:-1] += i[: order - 2][::-1] * log_undrawn - log_undrawn
+        largest = float(terms.max())
+        excess.append(largest + math.log(float(np.exp(terms - largest).sum())))
+    return np.logaddexp(0.0, excess)
+
+
+@functools.lru_cache(maxsize=256)
+def _log_choices(order: int) -> np.ndarray:
+    """Logarithms of the binomial coefficients of 2, 3, ..., order."""
+    i = np.arange(2, order + 1, dtype=np.float64)
+    return gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1)
 
 
 def _kearns_saul(q: float, s: float) -> np.ndarray:

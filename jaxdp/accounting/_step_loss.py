@@ -108,10 +108,15 @@ def _places(s: float, q: float, interval: float) -> np.ndarray:
 
 def _spaced(last: int, largest_gap: float) -> np.ndarray:
     """0, 1, 2, ... with gaps that grow up to the largest, to exactly `last`."""
-    places = [0]
-    while places[-1] < last:
-        places.append(min(last, places[-1] + max(1, int(min(GAP * places[-1], largest_gap)))))
-    return np.array(places, dtype=np.int64)
+    # The gap is one up to here, and the largest from there on.
+    dense = min(last, math.ceil(2 / GAP))
+    geometric = max(dense, min(last, largest_gap / GAP))
+    parts = [np.arange(dense + 1.0)]
+    if geometric > dense:
+        parts.append(np.geomspace(dense, geometric, math.ceil(math.log(geometric / dense) / GAP) + 1))
+    if last > geometric:
+        parts.append(np.linspace(geometric, last, math.ceil((last - geometric) / max(1, int(largest_gap))) + 1))
+    return np.unique(np.concatenate(parts).round().astype(np.int64))
 
 
 def sampled_loss(t: float, s: float, q: float) -> float:
