@@ -12,6 +12,7 @@ import dp_accounting
 from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec, counted_groups, noise_on_the_sum
 from jaxdp.training._config import Config
+from jaxdp.training._config_meaning import named
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._mesh import mesh_of, sharded_sampler
@@ -264,6 +265,7 @@ def _warnings(config: Config, num_examples: int) -> tuple[str, ...]:
             f"privacy.delta is {config.privacy.delta:g}, not below 1/n = {1 / num_examples:.2g}: that permits "
             "publishing one example outright, so make it smaller."
         )
+    found += named(config)
     if config.log.private_metrics:
         found.append("log.private_metrics is true: metrics.jsonl will hold values outside the guarantee.")
     return tuple(found)
