@@ -1,7 +1,12 @@
 """Differentially private training for any JAX model."""
 
-from jaxdp import accounting, parallel, per_example, sampling, transforms
-from jaxdp.per_example import Explanation, PerExampleGrads, explain, per_example_grad
+from typing import TYPE_CHECKING
+
+from jaxdp._lazy import lazily
+
+if TYPE_CHECKING:
+    from jaxdp import accounting, parallel, per_example, sampling, transforms
+    from jaxdp.per_example import Explanation, PerExampleGrads, explain, per_example_grad
 
 __version__ = "0.1.0"
 __all__ = [
@@ -16,3 +21,9 @@ __all__ = [
     "sampling",
     "transforms",
 ]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {name: f"jaxdp.{name}" for name in ("accounting", "parallel", "per_example", "sampling", "transforms")}
+    | dict.fromkeys(("Explanation", "PerExampleGrads", "explain", "per_example_grad"), "jaxdp.per_example"),
+)

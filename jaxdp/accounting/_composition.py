@@ -42,6 +42,9 @@ _LARGEST_GRID = 4e4
 _INTERVALS_PER_RANDOMIZED_LOSS = 16
 _LARGEST_RANDOMIZED_GRID = 1e5
 
+# A composed loss with more grid points would take gigabytes; with a billion steps epsilon is above 500 there.
+_LARGEST_COMPOSED_GRID = 2.0**24
+
 # A step whose loss can be larger than this protects nobody and would overflow double precision: epsilon is
 # infinite.
 _LARGEST_LOSS = 1e4
@@ -131,7 +134,7 @@ def _step_distribution(leaf: DpEvent, interval: float) -> pld.PrivacyLossDistrib
 
 def _discretization_interval(leaves: Leaves) -> float:
     """A fixed share of the root mean square loss of a step, within limits that keep the grid small."""
-    squares, steps, widest, finest = 0.0, 0, 0.0, 0.0
+    squares, mean, steps, widest, finest = 0.0, 0.0, 0, 0.0, 0.0
     for leaf, count in leaves:
         release = randomized_release(leaf)
         if release is not None:
@@ -156,9 +159,13 @@ def _discretization_interval(leaves: Leaves) -> float:
         reach = _largest_loss(noise_multiplier, probability)
         spread = probability * math.sqrt(math.expm1(min(noise_multiplier**-2, 50.0)))
         squares, steps, widest = squares + count * min(spread, reach) ** 2, steps + count, max(widest, reach)
+        # A mixture's divergence is at most its share of the whole one.
+        mean += count * min(spread**2, probability / noise_multiplier**2) / 2
     if widest > _LARGEST_LOSS:
         return math.inf  # No grid holds it.
     interval = max(min(math.sqrt(squares / steps) / _INTERVALS_PER_LOSS, 1e-3), widest / _LARGEST_GRID, finest)
+    if mean / interval > _LARGEST_COMPOSED_GRID:
+        return math.inf  # Nor this one: the mean of the composed loss lies so far out.
     # A power of two: plans that differ little share the distributions that are kept.
     return 2.0 ** math.floor(math.log2(interval))
 

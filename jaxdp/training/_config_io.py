@@ -250,16 +250,8 @@ def _sentence(error: Any, raw: dict[str, Any]) -> str:
         if location[-2] == "betas":
             return f"{_field_name(location[:-1])} is {given}: give two numbers."
         return f"{field} is missing: add it."
-    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        word = kind.replace("_", " ").replace("than equal", "than or equal to")
-        bound = next(context[key] for key in ("gt", "ge", "lt", "le") if key in context)
-        number = error.get("input")
-        if isinstance(number, int | float) and 0 < bound < 1 and not 0 < number < 1:
-            # Nearer to zero or one than a float tells: the plain bound says more.
-            word, bound = ("greater than", 0) if "greater" in word else ("less than", 1)
-        return f"{field} is {given}: it must be {word} {number_words(bound)}."
-    if kind == "finite_number":
-        return f"{field} is {given}: it must be finite."
+    if kind in _NUMBERS:
+        return number_sentence(field, error)
     if kind == "literal_error" or (location and location[-1] == "batch_size"):
         wanted = context.get("expected", '"full", or a positive number of examples').replace("'", '"')
         blocks = ", or a whole number of blocks" if location and location[-1] == "groups" else ""
@@ -276,6 +268,24 @@ def _sentence(error: Any, raw: dict[str, Any]) -> str:
     if location == ["phase"]:
         return "phase is not a list of tables: write [[phase]] with two brackets."
     return f"{field} is {given}: give {wanted or 'another value'}."
+
+
+_NUMBERS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+
+
+def number_sentence(name: str, error: Any) -> str:
+    """What is wrong with a number, from a pydantic error."""
+    kind, number, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "finite_number":
+        return f"{name} is {shown(number)}: it must be finite."
+    if kind not in _NUMBERS:
+        return f"{name} is {shown(number)}: give a number."
+    word = kind.replace("_", " ").replace("than equal", "than or equal to")
+    bound = next(context[key] for key in ("gt", "ge", "lt", "le") if key in context)
+    if isinstance(number, int | float) and 0 < bound < 1 and not 0 < number < 1:
+        # Nearer to zero or one than a float tells: the plain bound says more.
+        word, bound = ("greater than", 0) if "greater" in word else ("less than", 1)
+    return f"{name} is {shown(number)}: it must be {word} {number_words(bound)}."
 
 
 # What pydantic adds to the location of an error inside a union: no field is named so.

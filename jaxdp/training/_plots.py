@@ -12,6 +12,9 @@ from matplotlib.axes import Axes
 
 from jaxdp.training._task import Metric
 
+# What tells our own plots from other pictures.
+_MARK = {"Software": "jaxdp"}
+
 _BLUE, _RED, _GREY = "#1f5fa8", "#b3331f", "#777777"
 
 
@@ -34,7 +37,8 @@ def plot_epsilon(
     """
     figure, axes = _figure()
     steps, spent = zip(*curve, strict=True)
-    axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", label="spent")
+    # Between two points at most what the next one says is spent: a straight line would lie below that.
+    axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", drawstyle="steps-pre", label="spent at most")
     if target is not None:
         axes.axhline(target, color=_RED, linestyle="--", linewidth=1.2, label=f"target epsilon {target:g}")
     axes.set_ylim(0, max(*spent, target or 0.0) * 1.15)
@@ -126,7 +130,7 @@ def plot_spectrum(lines: Sequence[dict[str, Any]], path: Path) -> None:
     # After the last curve: it ends the automatic scaling of all of them.
     all_axes[0][0].set_ylim(bottom=0)
     all_axes[0][0].legend(loc="best", frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format="png", metadata=_MARK)
     plt.close(figure)
 
 
@@ -168,5 +172,12 @@ def _finish(
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         axes.legend(loc="best", frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format="png", metadata=_MARK)
     plt.close(figure)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a plot that was drawn here, which may be drawn again."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    return begin.startswith(b"\x89PNG") and b"Software\0jaxdp" in begin
