@@ -150,7 +150,7 @@ class BertConfig:
             initializer_range=values.get("initializer_range", 0.02),
             pad_token_id=values.get("pad_token_id", _PAD[model_type]),
             dropout=dropout,
-            model_type=model_type,
+            model_type=model_type,  # pyright: ignore[reportArgumentType]
             compute=_PLAIN if compute is None else compute,
         )
 

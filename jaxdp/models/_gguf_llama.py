@@ -93,6 +93,31 @@ def _config(
     )
 
 
+def gguf_sizes(path: str | Path) -> tuple[int, int]:
+    """Token ids and longest text of the decoder in a GGUF file, from its metadata.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Number of token ids, and of positions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged file, or one without these numbers.
+
+    Example:
+        ``rows, longest = gguf_sizes("model.gguf")``
+    """
+    metadata = read_gguf(path, tensors=False).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    rows = len(tokens) if isinstance(tokens, list) else metadata.get("llama.vocab_size")
+    longest = metadata.get("llama.context_length")
+    check_whole(f"{path}: llama.vocab_size", rows)
+    check_whole(f"{path}: llama.context_length", longest)
+    return rows, longest  # pyright: ignore[reportReturnType]
+
+
 _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 

@@ -287,7 +287,8 @@ def load_convnet(directory: str | Path, *, dtype: Any = jnp.float32) -> ConvNet:
     with naming(directory):
         if not isinstance(sizes.get("channels"), list):
             raise ValueError(f"channels must be a list of sizes, not {short(sizes.get('channels'))}.")
-        config = ConvNetConfig(**sizes | {"channels": tuple(sizes["channels"])})
+        sizes["channels"] = tuple(sizes["channels"])
+        config = ConvNetConfig(**sizes)
     tensors = read_tensors(directory)
     model, used = fill(lambda: ConvNet(config, rngs=nnx.Rngs(0)), convnet_names(config), tensors, dtype, directory)
     refuse("unexpected", set(tensors) - used, directory)

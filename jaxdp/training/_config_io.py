@@ -104,7 +104,11 @@ def parse_config(raw: dict[str, Any], source: str, typed: Collection[str] = ()) 
 
 def dump_config(config: Config) -> str:
     """The configuration as TOML, defaults included, fields without a meaning left out."""
-    idle = {(section, index, field) for section, index, field, need in meaningless(config) if not need.named}
+    idle = set()
+    for section, index, field, need in meaningless(config):
+        table = getattr(config, section) if index is None else getattr(config, section)[index]
+        if not need.named or field not in table.model_fields_set:
+            idle.add((section, index, field))
     lines: list[str] = []
     for name, section in config.model_dump().items():
         several = isinstance(section, tuple)

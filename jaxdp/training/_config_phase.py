@@ -50,10 +50,10 @@ class PhaseConfig(Section):
     features_dtype: Annotated[Literal["float32", "float16"], Needs("phase.features", "cached")] = Field(
         "float32", description="in which the stored outputs of a decoder's frozen layers are kept"
     )
-    noise_weight: Annotated[_Weight, Needs("privacy.enabled", True)] = Field(
+    noise_weight: Annotated[_Weight, Needs("privacy.enabled", True, named=True)] = Field(
         1.0, description="the phase's noise multiplier relative to the other phases' (more noise costs less budget)"
     )
-    max_norm: Annotated[Positive | None, Needs("privacy.enabled", True)] = Field(
+    max_norm: Annotated[Positive | None, Needs("privacy.enabled", True, named=True)] = Field(
         None, description="the phase's own clipping norm"
     )
     optimizer: Literal["adam", "adamw", "sgd", "adam_corrected"] = Field(

@@ -20,6 +20,8 @@ from jaxdp.training._config_fields import (
 )
 
 _PRIVATE = Needs("privacy.enabled", True)
+# What a baseline without privacy may keep from the file that it is the baseline of.
+_GUARANTEED = Needs("privacy.enabled", True, named=True)
 _ESTIMATED = Needs("clipping.norm", "hutchinson", "hutch++")
 _ADAPTIVE = Needs("clipping.adaptive", True)
 _DENOISED = Needs("denoise.enabled", True)
@@ -32,14 +34,14 @@ class PrivacyConfig(Section):
     """`[privacy]`: the guarantee."""
 
     enabled: bool = Field(True, description="false trains a baseline WITHOUT any guarantee")
-    epsilon: Annotated[Epsilon | None, _PRIVATE] = Field(
+    epsilon: Annotated[Epsilon | None, _GUARANTEED] = Field(
         None, description="the budget of the whole run; the noise is calibrated to it"
     )
-    noise_multiplier: Annotated[Noise | None, _PRIVATE] = Field(
+    noise_multiplier: Annotated[Noise | None, _GUARANTEED] = Field(
         None, description="the noise itself, instead of epsilon"
     )
-    delta: Annotated[Delta, _PRIVATE] = Field(1e-5, description="the guarantee's delta")
-    accountant: Annotated[Literal["pld", "rdp"], _PRIVATE] = Field("pld", description='"pld" (tight) or "rdp"')
+    delta: Annotated[Delta, _GUARANTEED] = Field(1e-5, description="the guarantee's delta")
+    accountant: Annotated[Literal["pld", "rdp"], _GUARANTEED] = Field("pld", description='"pld" (tight) or "rdp"')
 
     @model_validator(mode="after")
     def _one_of_epsilon_and_noise(self) -> "PrivacyConfig":
@@ -59,9 +61,7 @@ class PrivacyConfig(Section):
 class ClippingConfig(Section):
     """`[clipping]`: how the influence of one example is bounded."""
 
-    max_norm: Annotated[Positive, Needs("privacy.enabled", True, named=True)] = Field(
-        1.0, description="clipping norm of one example's gradient"
-    )
+    max_norm: Annotated[Positive, _GUARANTEED] = Field(1.0, description="clipping norm of one example's gradient")
     groups: Annotated[Literal["all", "layer", "param"] | Count, _PRIVATE] = Field(
         "all",
         description='what has a norm of its own: "all" together, each "layer" (module), each "param", or so many '

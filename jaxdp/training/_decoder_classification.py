@@ -1,7 +1,6 @@
 """The task of text classification by a pretrained decoder with a head on it."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from jaxtyping import Array
 from jaxdp import data, models
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
-from jaxdp.training._data import Dataset, load_dataset
+from jaxdp.training._data import Dataset, load_dataset, load_tokenizer
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
@@ -120,29 +119,13 @@ class DecoderClassification(Task):
         self.tokenizer.save(directory)
 
 
-def is_decoder(path: Path) -> bool:
-    """Whether a GGUF file or a Hugging Face directory holds a Llama-family decoder."""
-    if path.is_file():
-        return path.suffix == ".gguf"
-    config = path / "config.json"
-    if not config.is_file():
-        return False
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "llama"
-    except ValueError:
-        return False
-
-
 def load_decoder_classification(config: Config, path: Path) -> DecoderClassification:
     """The decoder that `[model]` names with a new head on it, and the texts that `[data]` names."""
-    dataset = load_dataset(config)
     if config.model.dropout:
         raise UserError("model.dropout is given, but decoders have none: remove it.")
+    dataset = load_dataset(config)
     decoder = load_decoder(config, path)
-    longest = decoder.config.max_position_embeddings
-    if config.data.max_length > longest:
-        raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
-    tokenizer = models.Tokenizer(path)
+    tokenizer = load_tokenizer(path, decoder.config.vocab_size)
     center = None if config.model.center is None else _public_mean(config, decoder, tokenizer)
     model = new_classifier(config, decoder, dataset.train.label_names, center)
     return DecoderClassification(SplitModel.of(with_adapters(model, config), path), dataset, tokenizer)

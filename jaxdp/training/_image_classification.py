@@ -1,6 +1,7 @@
 """The task of image classification by a network that is trained from scratch, or a pretrained vision transformer."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jaxdp.training._split_model import Params, SplitModel
 from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
 
 _EVALUATION_BATCH = 1000
+_MOST_PARAMETERS = 200_000_000
 # Public: a new network begins with values that everybody may know.
 _INITIAL_SEED = 0
 
@@ -96,10 +98,20 @@ def load_image_classification(config: Config) -> ImageClassification:
     if limit is not None and limit < len(held_out):
         held_out = held_out.take(_chosen(len(held_out), limit))
     try:
-        network = new_network(config, train.images.shape[1:], len(train.label_names))
+        build = lambda: new_network(config, train.images.shape[1:], len(train.label_names))
+        if config.model.path in ("convnet", "vit"):
+            _check_size(nnx.eval_shape(build))
+        network = build()
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"model or network: {error}") from error
     return ImageClassification(SplitModel.of(network, None), train, held_out)
+
+
+def _check_size(network: nnx.Module) -> None:
+    """Refuse a new network of more values than a machine holds, before any is drawn."""
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(network, nnx.Param)))
+    if count > _MOST_PARAMETERS:
+        raise UserError(f"network describes {count:,} parameters: make it smaller, {_MOST_PARAMETERS:,} at most.")
 
 
 def load_images(config: Config) -> tuple[data.LabelledImages, data.LabelledImages]:

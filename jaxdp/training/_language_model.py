@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxdp import data, models, sampling
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._data import load_tokenizer
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._records import load_records, tokenised
@@ -142,12 +143,6 @@ class LanguageModel(Task):
 def load_language_model(config: Config, path: Path) -> LanguageModel:
     """The decoder that `[model]` names and the records that `[data]` names."""
     decoder = with_adapters(load_decoder(config, path), config)
-    longest = decoder.config.max_position_embeddings
-    if config.data.max_length > longest:
-        raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
-    try:
-        tokenizer = models.Tokenizer(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"model.path: {error}") from error
+    tokenizer = load_tokenizer(path, decoder.config.vocab_size)
     train, held_out = (tokenised(config, part, tokenizer) for part in load_records(config))
     return LanguageModel(config, SplitModel.of(decoder, path), train, held_out, tokenizer)

@@ -17,6 +17,7 @@ from jaxdp import sampling
 from jaxdp.training._checkpoint import Checkpoints
 from jaxdp.training._clipping import threshold_metrics
 from jaxdp.training._console import Display
+from jaxdp.training._errors import UserError
 from jaxdp.training._mesh import Layout
 from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
@@ -157,6 +158,8 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     first = done
     if done == 0 and job.task.scored_at_first and not job.log.has(0):
         _evaluate(job, phase, state, frozen, data)
+    if done == 0:
+        _check_start(data.evaluate(frozen | state.params, data.held_out[:1]))
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         began = time.monotonic()
@@ -183,6 +186,15 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
         if stopping:
             raise Interrupted
     return state
+
+
+def _check_start(scores: dict[str, float]) -> None:
+    """Refuse to spend budget on a model whose loss on held-out examples is no number before the first step."""
+    if not math.isfinite(scores["held_out_loss"]):
+        raise UserError(
+            "model.path gives a held-out loss that is not finite before the first step, so nothing was spent: load "
+            "another checkpoint."
+        )
 
 
 def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, data: Prepared) -> None:
