@@ -17,7 +17,7 @@ from jaxdp.training._data import Dataset, load_dataset, load_tokenizer
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores, class_sums
 
 _EVALUATION_TOKENS = 1 << 13
 # Enough for a mean; they are encoded at every start.
@@ -34,6 +34,11 @@ class DecoderClassification(Task):
     model: SplitModel
     dataset: Dataset
     tokenizer: models.Tokenizer
+
+    @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.dataset.train.label_names
 
     @property
     def num_train(self) -> int:
@@ -80,17 +85,16 @@ class DecoderClassification(Task):
             held_out = list(batches(examples[1], examples[1].mask, _EVALUATION_TOKENS))
 
         @jax.jit
-        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array, Array]:
             logits = jax.vmap(lambda example: self._logits(params, example))(examples)
             losses = jax.vmap(models.cross_entropy)(logits, examples.label)
-            correct = jnp.argmax(logits, axis=-1) == examples.label
-            return jnp.sum(correct & real), jnp.sum(jnp.where(real, losses, jnp.zeros_like(losses)))
+            return class_sums(logits, examples.label, losses, real)
 
         return Prepared(
             train,
             held_out,
             lambda params, example: models.cross_entropy(self._logits(params, example), example.label),
-            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
+            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out]),
         )
 
     def _logits(self, params: Params, example: Example) -> Array:

@@ -18,7 +18,7 @@ from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import LIMIT_SEED, model_directory
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores, class_sums
 
 _EVALUATION_BATCH = 1000
 _MOST_PARAMETERS = 200_000_000
@@ -34,6 +34,11 @@ class ImageClassification(Task):
     model: SplitModel
     train: data.LabelledImages
     held_out: data.LabelledImages
+
+    @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.train.label_names
 
     @property
     def num_train(self) -> int:
@@ -65,18 +70,17 @@ class ImageClassification(Task):
         held_out = list(_batches(self.held_out))
 
         @jax.jit
-        def score(params: Params, examples: models.ImageExample, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: models.ImageExample, real: Array) -> tuple[Array, Array, Array]:
             logits = jax.vmap(lambda image: self._logits(params, image))(examples.image)
             losses = jax.vmap(models.cross_entropy)(logits, examples.label)
-            correct = jnp.argmax(logits, axis=-1) == examples.label
-            return jnp.sum(correct & real), jnp.sum(jnp.where(real, losses, 0.0))
+            return class_sums(logits, examples.label, losses, real)
 
         train = models.ImageExample(jnp.asarray(self.train.images), jnp.asarray(self.train.labels))
         return Prepared(
             train,
             held_out,
             self._loss,
-            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
+            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out]),
         )
 
     def _loss(self, params: Params, example: models.ImageExample) -> Array:

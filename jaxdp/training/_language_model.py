@@ -17,7 +17,7 @@ from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_
 from jaxdp.training._errors import UserError
 from jaxdp.training._records import load_records, tokenised
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Sample, Task, perplexity_scores
+from jaxdp.training._task import Prepared, Progress, Sample, Task, perplexity_scores, record_sums
 
 # Logits are as wide as the vocabulary: few tokens at a time.
 _EVALUATION_TOKENS = 1024
@@ -84,10 +84,10 @@ class LanguageModel(Task):
         held_out = list(batches(kept, kept.mask, _EVALUATION_TOKENS))
 
         @jax.jit
-        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array, Array]:
             losses = jax.vmap(lambda example: self._loss(params, example))(examples)
             tokens = jnp.where(real, jnp.sum(examples.mask, axis=1) - 1, 0)
-            return jnp.sum(tokens), jnp.sum(losses * tokens.astype(losses.dtype))
+            return record_sums(losses, tokens)
 
         return Prepared(
             train,

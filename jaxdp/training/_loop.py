@@ -188,7 +188,7 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     return state
 
 
-def _check_start(scores: dict[str, float]) -> None:
+def _check_start(scores: dict[str, Any]) -> None:
     """Refuse to spend budget on a model whose loss on held-out examples is no number before the first step."""
     if not math.isfinite(scores["held_out_loss"]):
         raise UserError(
@@ -202,6 +202,7 @@ def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, dat
     done = int(state.step)
     epsilon, metric = job.plan.epsilon_after(done), job.task.metric
     scores = data.evaluate(frozen | state.params, data.held_out)
+    job.log.write_details({"step": done, **scores.pop("details", {})})
     spent = epsilon if math.isfinite(epsilon) else None
     job.log.write(
         {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}

@@ -25,6 +25,7 @@ def plot_epsilon(
     delta: float,
     target: float | None,
     ends: Sequence[tuple[str, int]],
+    reached: int | None = None,
 ) -> None:
     """Epsilon over steps.
 
@@ -34,11 +35,14 @@ def plot_epsilon(
       delta: of the guarantee.
       target: the budget, drawn as a line.
       ends: name and last step of each phase.
+      reached: the step that an unfinished run has come to, drawn as a line.
     """
     figure, axes = _figure()
     steps, spent = zip(*curve, strict=True)
     # Between two points at most what the next one says is spent: a straight line would lie below that.
     axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", drawstyle="steps-pre", label="spent at most")
+    if reached is not None:
+        axes.axvline(reached, color=_GREY, linestyle="--", linewidth=1.2, label=f"reached: step {reached}")
     if target is not None:
         axes.axhline(target, color=_RED, linestyle="--", linewidth=1.2, label=f"target epsilon {target:g}")
     axes.set_ylim(0, max(*spent, target or 0.0) * 1.15)
@@ -66,11 +70,15 @@ def plot_scores(
             f"{values[-1]:.1f} %" if metric.percent else f"{values[-1]:.1f}",
             (steps[-1], values[-1]),
             textcoords="offset points",
-            xytext=(-4, 8),
+            # Below the curve where there is no room above it.
+            xytext=(-4, -14 if metric.percent and values[-1] > 95 else 8),
             ha="right",
             color=_BLUE,
         )
     axes.margins(y=0.2)
+    if metric.percent:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0.0, low), min(100.0, high))
     unit = " (%)" if metric.percent else ""
     _finish(figure, axes, f"Learning curve ({guarantee})", f"{metric.words}{unit}", ends, path)
 

@@ -23,6 +23,11 @@ class TextClassification(Task):
     dataset: Dataset
 
     @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.dataset.train.label_names
+
+    @property
     def num_train(self) -> int:
         """Number of training texts."""
         return len(self.dataset.train)
