@@ -202,7 +202,7 @@ def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, dat
     done = int(state.step)
     epsilon, metric = job.plan.epsilon_after(done), job.task.metric
     scores = data.evaluate(frozen | state.params, data.held_out)
-    job.log.write_details({"step": done, **scores.pop("details", {})})
+    job.log.write_details({"step": done, "classes": list(job.task.label_names), **scores.pop("details", {})})
     spent = epsilon if math.isfinite(epsilon) else None
     job.log.write(
         {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}

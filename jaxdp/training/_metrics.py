@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-
 # Beside the log: only the last evaluation has any.
 DETAILS = "held_out.json"
 

@@ -66,7 +66,7 @@ def write_report(run: RunDirectory, *, spectrum: bool = False) -> list[Path]:
         plot_spectrum(_with_spectrum(run, config, lines), images[-1][1])
     details = read_details(run.metrics, scores[-1]["step"]) if scores else {}
     scores = [*scores[:-1], scores[-1] | details] if scores else []
-    sections = _Sections(run, config, plan, scores, lines, reached, saved.get("label_names", []))
+    sections = _Sections(run, config, plan, scores, lines, reached)
     write_text(run.path / "report.md", sections.markdown(images))
     write_text(run.path / "report.html", sections.html(images))
     return [path for _, path in images] + [run.path / "report.md", run.path / "report.html"]
@@ -110,7 +110,6 @@ class _Sections:
         scores: list[dict[str, Any]],
         lines: list[dict[str, Any]],
         reached: int | None,
-        label_names: list[str],
     ):
         self.title = f"Report: {run.path.name}"
         self.statement = run.statement_text.read_text(encoding="utf-8")
@@ -127,8 +126,9 @@ class _Sections:
                 f"This run is not finished (seen up to step {reached} of {config.total_steps}): `jaxdp resume "
                 f"{run.path}`."
             )
-        self.rows = _rows(plan, scores, result, METRICS[config.task.kind], reached, label_names)
-        self.classes = class_tables(scores[-1].get("confusion", []) if scores else [], label_names)
+        self.rows = _rows(plan, scores, result, METRICS[config.task.kind], reached)
+        last = scores[-1] if scores else {}
+        self.classes = class_tables(last.get("confusion", []), last.get("classes", []))
         self.samples = read_json(run.samples) if run.samples.exists() else []
         private = [line["private"] for line in lines if "private" in line]
         self.private = _private_rows(private)
@@ -226,7 +226,6 @@ def _rows(
     result: dict[str, Any] | None,
     metric: Metric,
     reached: int | None,
-    label_names: list[str],
 ) -> list[tuple[str, str]]:
     rows = []
     if scores:
@@ -238,7 +237,7 @@ def _rows(
         if confusion := last.get("confusion"):
             sizes = [sum(row) for row in confusion]
             most = max(range(len(sizes)), key=sizes.__getitem__)
-            named = f' "{label_names[most]}"' if most < len(label_names) else ""
+            named = "".join(f' "{name}"' for name in last.get("classes", [])[most : most + 1])
             text = f"{_share(sizes[most], sum(sizes))}, by always saying the most frequent class{named}"
             rows.append(("majority baseline", text))
         rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats{errors[1]}"))

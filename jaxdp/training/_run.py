@@ -72,8 +72,7 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
         with run.lock():
             _announce(plan, display)
             write_text(run.config, dump_config(config))
-            numbers = {"num_examples": plan.num_examples, "seeded": seed is not None}
-            write_json(run.plan, saved_plan(plan) | numbers | {"label_names": list(task.label_names)})
+            write_json(run.plan, saved_plan(plan) | {"num_examples": plan.num_examples, "seeded": seed is not None})
             statement = make_statement(plan, seeded=seed is not None)
             write_text(run.statement_json, statement.to_json() + "\n")
             write_text(run.statement_text, statement.to_text())
