@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint quick clean
+.PHONY: demo test lint quick mutants clean
 
 demo: $(VENV)/.train $(VENV)/.data
 	$(BIN)/jaxdp train configs/tweets.toml
@@ -22,6 +22,11 @@ lint: $(VENV)/.test $(VENV)/.data
 # A subset of a few minutes, for other Python and JAX releases: make quick PYTHON=python3.12 VENV=.venv-3.12
 quick: $(VENV)/.test $(VENV)/.data
 	$(BIN)/python -m pytest -n $(WORKERS) -m quick
+
+# Breaks privacy in one small way after the other and sees whether the tests notice; a quarter of an hour or more, and
+# goes on where it was stopped: make mutants ONLY=probes
+mutants: $(VENV)/.test $(VENV)/.data
+	$(BIN)/python -m tests.mutants $(if $(ONLY),--only "$(ONLY)")
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
@@ -42,4 +47,4 @@ $(VENV)/.data: data-requirements.txt data-requirements-extra.txt | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.12
+	rm -rf $(VENV) .venv-3.12 .venv-3.13

@@ -28,7 +28,7 @@ from benchmarks.measurement import Bench, Program, compile_step, interleaved, su
 from benchmarks.variants import Privacy, Variant, baselines
 from benchmarks.workloads import Workload
 from benchmarks.workloads._long_decoder import long_blocks
-from jaxdp.norms import EXACT, Hutchinson, HutchPP, Norm, factored_squared_norm
+from jaxdp.norms import EXACT, Hutchinson, HutchPP, Norm, factored_certificate
 from jaxdp.norms._choice import NormChoice
 
 matplotlib.use("Agg")
@@ -169,7 +169,7 @@ def claims(seq: int = 4096, probes: int = 32) -> list[dict[str, Any]]:
 
 
 def _norm_program(choice: NormChoice, shapes: list[Any]) -> tuple[int, int]:
-    norm = lambda a, g, key: factored_squared_norm(a, g, choice, key)
+    norm = lambda a, g, key: factored_certificate(a, g, choice, key)
     traced = jax.jit(norm).trace(*shapes, jax.random.key(0))
     analysis: Any = traced.lower().compile().memory_analysis()
     return count_flops(traced.jaxpr).total, analysis.temp_size_in_bytes

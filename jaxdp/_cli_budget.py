@@ -16,7 +16,7 @@ import rich.console
 import rich.table
 
 from jaxdp import accounting, sampling, training, transforms
-from jaxdp._files import reason
+from jaxdp._reading import reason
 from jaxdp.training._config_fields import Count, Delta, Epsilon, Examples, Noise, Rows, Steps
 from jaxdp.training._config_io import number_sentence
 from jaxdp.training._console import epsilon_text
@@ -86,13 +86,22 @@ def from_config(path: Path, overrides: Sequence[tuple[str, str]], given: Sequenc
         spent = epsilon_text(plan.epsilon_after(phase.last_step))
         batch = f"{phase.sampler.expected_batch_size:,.6g}"
         table.add_row(phase.config.name, f"{phase.config.steps:,}", batch, noise, spent)
-    _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}")
+    _show(table, f"{plan.num_examples:,} training examples, delta {config.privacy.delta:g}{_bound(plan)}")
     _show_price_of_norms(plan)
     if config.privacy.enabled and config.subspace.method == "grape":
         _show_predictions(plan)
     if config.privacy.enabled:
         ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
         _draw(plan.curve, plot, config.privacy.delta, config.privacy.epsilon, ends)
+
+
+def _bound(plan: training.Plan) -> str:
+    """Which accountant's bound the epsilon of the whole run is."""
+    privacy = plan.config.privacy
+    if not privacy.enabled:
+        return ""
+    found = accounting.guarantee(plan.event, delta=privacy.delta, accountant=privacy.accountant)
+    return f", accountant {privacy.accountant} (the last epsilon is the bound by {found.accountant})"
 
 
 def _show_price_of_norms(plan: training.Plan) -> None:
@@ -163,6 +172,7 @@ def from_numbers(given: Numbers, plot: Path) -> None:
             for count in points:
                 say(f"epsilon after {count:,} of {steps:,} steps")
                 spent += accounting.epsilon_curve(lambda n: sampler(event, n), [count], *budget)
+            last = accounting.guarantee(sampler(event, steps), delta=numbers.delta, accountant=numbers.accountant)
     except ValueError as error:
         raise UserError(f"budget: {error}") from error
     if not all(map(math.isfinite, spent)):
@@ -173,7 +183,8 @@ def from_numbers(given: Numbers, plot: Path) -> None:
     table = _table("steps", "epsilon")
     for count, value in zip(points, spent, strict=True):
         table.add_row(f"{count:,}", epsilon_text(value))
-    _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, accountant {numbers.accountant}")
+    bound = f"accountant {numbers.accountant} (the last epsilon is the bound by {last.accountant})"
+    _show(table, f"noise multiplier {noise:.5g}, delta {numbers.delta:g}, {bound}")
     if numbers.probes is not None:
         _compare_estimated_norms(numbers, sampler, steps, float(noise), spent[-1])
     _draw(list(zip(points, spent, strict=True)), plot, numbers.delta, numbers.epsilon, [("", steps)])

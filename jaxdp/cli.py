@@ -1,27 +1,30 @@
 """The command line: `jaxdp train | resume | report | budget`."""
 
-import contextlib
-import functools
-import io
-import re
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from jaxdp._cli_stop import quiet_imports, saying, stopped_quietly
 
-import tyro
+with quiet_imports():
+    import contextlib
+    import functools
+    import io
+    import re
+    import sys
+    import warnings
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from typing import Annotated, Any, Literal, NoReturn
 
-from jaxdp import __version__
-from jaxdp._cli_arguments import ArgumentError, checked
+    import tyro
+
+    from jaxdp import __version__
+    from jaxdp._cli_arguments import ArgumentError, checked
 
 _DESCRIPTION = """Differentially private training.
 
 In use:
   jaxdp train configs/tweets.toml
   jaxdp train configs/tweets.toml --privacy.epsilon 3 --phase.1.steps 200
-  jaxdp resume runs/tweets-20250102-030405
-  jaxdp report runs/tweets-20250102-030405
+  jaxdp resume runs/tweets-20250102-030405-678901
+  jaxdp report runs/tweets-20250102-030405-678901
   jaxdp budget --config configs/tweets.toml
   jaxdp budget --examples 33000 --batch-size 512 --steps 500 --epsilon 8
 
@@ -81,12 +84,13 @@ def resume(run: _RunFolder, coordinator: _Address = None, processes: _Count = No
     """Go on with a run that was stopped (Ctrl-C) or killed.
 
     It ends with exactly the model that it would have had without the stop: all randomness is a function of the saved
-    key and the step. It is refused if the data, the model, the configuration or the software changed. A run that was
-    stopped by Ctrl-C may go on over other devices (--mesh.data 4 and the like), with the same model up to rounding.
+    key and the step. It is refused if the data, the model, the configuration, the software, its settings or the kind of
+    machine changed. Damaged files are mended from the last good checkpoint where they can be. A run that was stopped by
+    Ctrl-C may go on over other devices (--mesh.data 4 and the like), with the same model up to rounding.
 
     In use:
-      jaxdp resume runs/tweets-20250102-030405
-      jaxdp resume runs/tweets-20250102-030405 --mesh.data 4
+      jaxdp resume runs/tweets-20250102-030405-678901
+      jaxdp resume runs/tweets-20250102-030405-678901 --mesh.data 4
 
     Args:
       run: the run's directory.
@@ -109,7 +113,7 @@ def report(run: _RunFolder, spectrum: bool = False) -> Work:
 
     Works on runs that are not finished, too.
 
-    In use: jaxdp report runs/tweets-20250102-030405
+    In use: jaxdp report runs/tweets-20250102-030405-678901
 
     Args:
       run: the run's directory.
@@ -190,21 +194,22 @@ def budget(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: exit code 0, 2 for what the user can put right, 130 after Ctrl-C."""
-    rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
-    if rest[:1] == ["--version"]:
-        print(f"jaxdp {__version__}")
-        return
-    work = _parse(rest)
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = functools.partial(_warn, warnings.showwarning)
-            work(overrides)
-    except Exception as error:
-        from jaxdp.training import UserError
+    with stopped_quietly():
+        rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+        if rest[:1] == ["--version"]:
+            print(f"jaxdp {__version__}")
+            return
+        work = _parse(rest)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+                work(overrides)
+        except Exception as error:
+            from jaxdp.training import UserError
 
-        if not isinstance(error, UserError):
-            raise
-        _fail(str(error))
+            if not isinstance(error, UserError):
+                raise
+            _fail(str(error))
 
 
 def _parse(arguments: list[str]) -> Work:
@@ -294,18 +299,21 @@ def _attended(directory: Path, work: Callable[[Any], Any]) -> None:
     """Run with a display; after Ctrl-C say how to go on."""
     from jaxdp import training
 
-    display = training.make_display() if training.is_first() else training.Silent()
-    try:
-        work(display)
-    except (training.Interrupted, KeyboardInterrupt):
-        display.close()
+    def stopped() -> str:
         saved = training.RunDirectory(directory).manifest.exists()
-        say = f"go on with: jaxdp resume {directory}" if saved else "nothing was saved yet."
-        if training.is_first():
-            print(f"\nstopped; {say}", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        display.close()
+        return f"stopped; {f'go on with: jaxdp resume {directory}' if saved else 'nothing was saved yet.'}"
+
+    display = training.make_display() if training.is_first() else training.Silent()
+    with saying(stopped):
+        try:
+            work(display)
+        except training.Interrupted:
+            display.close()
+            if training.is_first():
+                print(f"\n{stopped()}", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            display.close()
 
 
 if __name__ == "__main__":

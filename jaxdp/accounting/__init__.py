@@ -1,8 +1,10 @@
 """Privacy accounting: epsilon of what was run, the noise for a target, and the statement about it."""
 
+from jaxdp.accounting._accountant import Guarantee as Guarantee
 from jaxdp.accounting._accountant import delta_of as delta_of
 from jaxdp.accounting._accountant import epsilon_curve as epsilon_curve
 from jaxdp.accounting._accountant import epsilon_of as epsilon_of
+from jaxdp.accounting._accountant import guarantee as guarantee
 from jaxdp.accounting._calibration import calibrate as calibrate
 from jaxdp.accounting._calibration import calibrate_noise_multiplier as calibrate_noise_multiplier
 from jaxdp.accounting._calibration import epsilon as epsilon

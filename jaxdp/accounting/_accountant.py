@@ -1,5 +1,9 @@
-r"""Epsilon and delta of an event, through the accountants of `dp_accounting` under add-or-remove-one
-adjacency.
+r"""Epsilon and delta of an event, by several accountants, under add-or-remove-one adjacency.
+
+**Every answer is an upper bound.** `"pld"` composes privacy loss distributions and adds a bound on its rounding error
+to delta (`jaxdp.accounting._fourier`); `"rdp"` composes Rényi divergences, rounded up (`jaxdp.accounting._renyi`). Both
+hold for the same run, so asked for `"pld"` the smaller of the two is reported. That is `"pld"` nearly always, and
+`"rdp"` where there are so many steps that rounding would cost more than it. `guarantee` says which.
 
 **Truncated Poisson sampling.** Let $p$ be the probability that any sample of the whole run overflows, bounded
 by the sum over steps of $P[\mathrm{Bin}(n+1, q) > B]$ ($n+1$ because the neighbour may be the larger one). A
@@ -17,6 +21,7 @@ smaller of the two epsilons counts: both are upper bounds for the same run. It i
 it takes two to four times as long and changes nothing then.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -36,15 +41,75 @@ from jaxdp.accounting._events import (
     overflow_probability,
     randomized_releases,
 )
+from jaxdp.accounting._step_loss import LARGEST_LOSS
 
 ACCOUNTANTS = ("pld", "rdp")
 
-# dp_accounting cuts 1e-15 of tail mass per composition and counts it as delta: below this, epsilon would be
-# infinite.
+# The step distributions that dp_accounting builds, and laws of estimated norms, have tails of 1e-16: below this,
+# epsilon would be infinite for them.
 SMALLEST_PLD_DELTA = 1e-13
 
 # Above this share of delta the looser treatment of truncation is worth improving on.
 _NEGLIGIBLE_SHARE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarantee:
+    r"""An event's $(\epsilon, \delta)$ and where it comes from. `guarantee` makes one.
+
+    Attributes:
+        epsilon: at least 0, perhaps infinite.
+        delta: between 0 and 1.
+        accountant: whose bound it is, `"pld"` or `"rdp"`: the smallest of those that were asked.
+    """
+
+    epsilon: float
+    delta: float
+    accountant: str
+
+
+def guarantee(
+    event: DpEvent,
+    *,
+    delta: float | int | None = None,
+    epsilon: float | int | None = None,
+    accountant: str = "pld",
+) -> Guarantee:
+    r"""What `epsilon_of` (given delta) or `delta_of` (given epsilon) reports, and whose bound that is.
+
+    Args:
+        event: everything that the run releases, as for `epsilon_of`.
+        delta: probability in (0, 1); either this or epsilon.
+        epsilon: non-negative; either this or delta.
+        accountant: `"pld"`, which is the smaller bound of both accountants, or `"rdp"` alone.
+
+    Returns:
+        The guarantee, with the name of the accountant whose bound was the smallest.
+
+    Raises:
+        ValueError: both or neither of delta and epsilon, and what `epsilon_of` and `delta_of` raise.
+
+    Example:
+        >>> import dp_accounting
+        >>> step = dp_accounting.PoissonSampledDpEvent(1e-12, dp_accounting.GaussianDpEvent(1.0))
+        >>> guarantee(dp_accounting.SelfComposedDpEvent(step, 1000), delta=1e-6).accountant
+        'pld'
+        >>> guarantee(dp_accounting.SelfComposedDpEvent(step, 10**20), delta=1e-6).accountant  # too many to compose
+        'rdp'
+    """
+    if (delta is None) == (epsilon is None):
+        raise ValueError("give either delta or epsilon, not both.")
+    if delta is not None:
+        check_delta(delta, accountant)
+        found, source = _solve_epsilon(_checked_leaves(event, accountant), float(delta), accountant)
+        return Guarantee(found, float(delta), source)
+    assert epsilon is not None
+    if not epsilon >= 0:
+        raise ValueError(f"epsilon must be at least 0, got {epsilon}.")
+    check_accountant(accountant)
+    # Infinity and what is next to it are the same.
+    found, source = _solve_delta(_checked_leaves(event, accountant), min(float(epsilon), 1e300), accountant)
+    return Guarantee(float(epsilon), min(1.0, found), source)
 
 
 def epsilon_of(event: DpEvent, delta: float | int, accountant: str = "pld") -> float:
@@ -56,10 +121,11 @@ def epsilon_of(event: DpEvent, delta: float | int, accountant: str = "pld") -> f
         event: everything that the run releases, e.g. `sampling.event(clip.dp_event(noise_multiplier),
             num_steps)`; several phases as a `dp_accounting.ComposedDpEvent`.
         delta: probability in (0, 1).
-        accountant: `"pld"` (tight) or `"rdp"`.
+        accountant: `"pld"` (tight; the bound of `"rdp"` where that is smaller) or `"rdp"` alone.
 
     Returns:
-        An upper bound on epsilon, `inf` where the event gives no guarantee at this delta.
+        An upper bound on epsilon, `inf` where the event gives no guarantee at this delta. `guarantee` says which
+        accountant it comes from.
 
     Raises:
         ValueError: delta or accountant out of range, or an event that the accountant does not support.
@@ -74,8 +140,7 @@ def epsilon_of(event: DpEvent, delta: float | int, accountant: str = "pld") -> f
         https://arxiv.org/abs/1906.03049; I. Mironov, *Rényi Differential Privacy*, 2017,
         https://arxiv.org/abs/1702.07476
     """
-    check_delta(delta, accountant)
-    return _solve_epsilon(_checked_leaves(event, accountant), float(delta), accountant)
+    return guarantee(event, delta=delta, accountant=accountant).epsilon
 
 
 def delta_of(event: DpEvent, epsilon: float | int, accountant: str = "pld") -> float:
@@ -84,10 +149,10 @@ def delta_of(event: DpEvent, epsilon: float | int, accountant: str = "pld") -> f
     Args:
         event: everything that the run releases, as for `epsilon_of`.
         epsilon: non-negative.
-        accountant: `"pld"` (tight) or `"rdp"`.
+        accountant: `"pld"` (tight; the bound of `"rdp"` where that is smaller) or `"rdp"` alone.
 
     Returns:
-        An upper bound on delta, at most 1.
+        An upper bound on delta, at most 1. `guarantee` says which accountant it comes from.
 
     Raises:
         ValueError: epsilon or accountant out of range, or an event that the accountant does not support.
@@ -97,10 +162,7 @@ def delta_of(event: DpEvent, epsilon: float | int, accountant: str = "pld") -> f
         >>> delta_of(dp_accounting.GaussianDpEvent(2.0), epsilon=3.0) < 1e-6
         True
     """
-    if not epsilon >= 0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}.")
-    check_accountant(accountant)
-    return min(1.0, _solve_delta(_checked_leaves(event, accountant), float(epsilon), accountant))
+    return guarantee(event, epsilon=epsilon, accountant=accountant).delta
 
 
 def epsilon_curve(
@@ -162,17 +224,23 @@ def check_delta(delta: float | int, accountant: str) -> None:
 def _checked_leaves(event: DpEvent, accountant: str) -> Leaves:
     """The leaves of an event, each supported by the accountant."""
     leaves = flatten(event)
-    judge = RdpAccountant() if accountant == "rdp" else PLDAccountant()
     randomized = any(True for leaf, _ in leaves for _ in randomized_releases(leaf))
     for leaf, _ in leaves:
         if randomized:
             _check_with_randomized(leaf, accountant)
-        elif not judge.supports(_without_truncation(leaf)):
+        elif not _supports(accountant, _without_truncation(leaf)):
             raise ValueError(
                 f"event {leaf} is not supported by accountant {accountant!r}; use a Gaussian step event, "
                 f"or the other accountant of {', '.join(map(repr, ACCOUNTANTS))}."
             )
     return leaves
+
+
+def _supports(accountant: str, leaf: DpEvent) -> bool:
+    """Whether an accountant knows a leaf."""
+    if has_own_distribution(leaf) and accountant == "pld":
+        return True
+    return (RdpAccountant() if accountant == "rdp" else PLDAccountant()).supports(leaf)
 
 
 def _check_with_randomized(leaf: DpEvent, accountant: str) -> None:
@@ -194,7 +262,7 @@ def _check_with_randomized(leaf: DpEvent, accountant: str) -> None:
     )
 
 
-def _solve_epsilon(leaves: Leaves, delta: float, accountant: str) -> float:
+def _solve_epsilon(leaves: Leaves, delta: float, accountant: str) -> tuple[float, str]:
     try:
         return _cached_epsilon(leaves, delta, accountant)
     except TypeError as error:
@@ -205,11 +273,36 @@ def _solve_epsilon(leaves: Leaves, delta: float, accountant: str) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _cached_epsilon(leaves: Leaves, delta: float, accountant: str) -> float:
+def _cached_epsilon(leaves: Leaves, delta: float, accountant: str) -> tuple[float, str]:
+    """The smallest epsilon of the accountants that can be asked, and whose it is."""
     if any(is_non_private(leaf) for leaf, _ in leaves):
-        return math.inf
+        return math.inf, accountant
     if not leaves:
-        return 0.0
+        return 0.0, accountant
+    found = [(_epsilon_by(leaves, delta, name), name) for name in _asked(leaves, accountant)]
+    epsilon, source = min(found, key=lambda pair: pair[0])
+    if accountant == "pld" and epsilon > LARGEST_LOSS:
+        return math.inf, accountant  # It protects nobody.
+    return epsilon, source
+
+
+def _solve_delta(leaves: Leaves, epsilon: float, accountant: str) -> tuple[float, str]:
+    if any(is_non_private(leaf) for leaf, _ in leaves):
+        return 1.0, accountant
+    if not leaves:
+        return 0.0, accountant
+    found = [(_delta_by(leaves, epsilon, name), name) for name in _asked(leaves, accountant)]
+    return min(found, key=lambda pair: pair[0])
+
+
+def _asked(leaves: Leaves, accountant: str) -> tuple[str, ...]:
+    """The accountants whose bounds count: the one that was named first."""
+    if accountant == "pld" and all(_supports("rdp", _without_truncation(leaf)) for leaf, _ in leaves):
+        return "pld", "rdp"
+    return (accountant,)
+
+
+def _epsilon_by(leaves: Leaves, delta: float, accountant: str) -> float:
     overflow = _overflow(leaves)
     profile = compose(_replace(leaves, _without_truncation), accountant)
     epsilon = _epsilon_with_overflow(profile, delta, overflow)
@@ -219,11 +312,7 @@ def _cached_epsilon(leaves: Leaves, delta: float, accountant: str) -> float:
     return min(epsilon, max(direct, default=math.inf))
 
 
-def _solve_delta(leaves: Leaves, epsilon: float, accountant: str) -> float:
-    if any(is_non_private(leaf) for leaf, _ in leaves):
-        return 1.0
-    if not leaves:
-        return 0.0
+def _delta_by(leaves: Leaves, epsilon: float, accountant: str) -> float:
     cost = _overflow_cost(epsilon, _overflow(leaves))
     delta = compose(_replace(leaves, _without_truncation), accountant).delta(epsilon)
     if cost <= _NEGLIGIBLE_SHARE * delta:

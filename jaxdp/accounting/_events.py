@@ -17,6 +17,10 @@ from scipy import stats
 
 from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
 
+# Noise multipliers outside of this overflow when they are squared or divided by. More noise counts as the most, less
+# as the least: at both, the guarantee is what it is beyond, up to numbers that nobody can tell apart.
+LEAST, MOST = 1e-150, 1e150
+
 
 @runtime_checkable
 class Clipping(Protocol):
@@ -182,22 +186,24 @@ def _leaves(event: DpEvent, count: int) -> Iterator[tuple[DpEvent, int]]:
 def _joint_gaussian(event: DpEvent) -> DpEvent:
     """Several Gaussian releases on the same sample as the one Gaussian release they are; others unchanged."""
     try:
-        precision = sum(_gaussian_precisions(event, 1))
-    except TypeError:
+        # hypot neither overflows nor underflows where squares would.
+        inverse = math.hypot(*_gaussian_inverses(event, 1))
+    except (TypeError, OverflowError):
         return event
-    return dp_accounting.GaussianDpEvent(1 / math.sqrt(precision)) if precision else dp_accounting.NoOpDpEvent()
+    return dp_accounting.GaussianDpEvent(1 / inverse) if inverse else dp_accounting.NoOpDpEvent()
 
 
-def _gaussian_precisions(event: DpEvent, count: int) -> Iterable[float]:
-    """1/noise_multiplier^2 of every release inside; TypeError if one is not Gaussian (or has no noise)."""
+def _gaussian_inverses(event: DpEvent, count: int) -> Iterable[float]:
+    """sqrt(count)/noise_multiplier of every release inside; TypeError if one is not Gaussian (or has no noise)."""
     if isinstance(event, dp_accounting.NoOpDpEvent) or count == 0:
         return
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
-        yield from _gaussian_precisions(event.event, count * event.count)
+        yield from _gaussian_inverses(event.event, count * event.count)
     elif isinstance(event, dp_accounting.ComposedDpEvent):
         for part in event.events:
-            yield from _gaussian_precisions(part, count)
+            yield from _gaussian_inverses(part, count)
     elif isinstance(event, dp_accounting.GaussianDpEvent) and event.noise_multiplier > 0:
-        yield count / event.noise_multiplier**2
+        # Infinite noise, the product of two large numbers, counts as very much.
+        yield math.sqrt(count) / min(max(event.noise_multiplier, LEAST), MOST)
     else:
         raise TypeError

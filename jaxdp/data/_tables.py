@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp._files import reason, regular_file
+from jaxdp._reading import reason, regular_file
 
 from ._records import TextRecords
 from ._types import LabelledText
@@ -61,8 +61,8 @@ def read_table(
     for row, label in enumerate(labels, 1):
         if str(label) not in index:
             raise ValueError(
-                f"{file} row {row} has {label_column} = {str(label)!r}, which is not among label_names "
-                f"{', '.join(names)}: add it or correct the row."
+                f"{file} row {row} has a {label_column} that is not among label_names {', '.join(names)}: correct the "
+                "row, or add its label."
             )
     indices = np.array([index[str(label)] for label in labels], np.int32)
     return LabelledText(tuple(texts), indices, names)
@@ -131,7 +131,8 @@ def _csv_rows(file: Path, delimiter: str, text_column: str, label_column: str) -
             header = next(reader, None)
             if header is None:
                 raise ValueError(f"{file} is empty: give a table with a header line.")
-            text_at, label_at = (_column(file, header, name) for name in (text_column, label_column))
+            known = text_column in header or label_column in header
+            text_at, label_at = (_column(file, header, name, known) for name in (text_column, label_column))
             for fields in reader:
                 if not fields:  # a blank line
                     continue
@@ -201,7 +202,7 @@ def _parquet_rows(file: Path, text_column: str, label_column: str) -> Iterator[_
             yield row, text, label
 
 
-def _column(file: Path, header: list[str], name: str) -> int:
+def _column(file: Path, header: list[str], name: str, known: bool = True) -> int:
     """Index of a column, or a sentence that lists those that exist."""
     if header.count(name) != 1:
         fault = "no" if name not in header else "more than one"
@@ -209,8 +210,10 @@ def _column(file: Path, header: list[str], name: str) -> int:
             if len(header) == 1 and name in (part.strip(' "') for part in header[0].split(mark)):
                 kind = "a .tsv file" if mark == "\t" else "commas, or as a .tsv file with tabs"
                 raise ValueError(f"{file} has its columns separated by {words}: save it with {kind}.")
-        columns = ", ".join(map(repr, header[:20])) + (f" and {len(header) - 20} more" if len(header) > 20 else "")
-        raise ValueError(f"{file} has {fault} column {name!r}: its columns are {columns}.")
+        names = ", ".join(map(repr, header[:20])) + (f" and {len(header) - 20} more" if len(header) > 20 else "")
+        # Where nothing that was asked for is known, the first line may be no header but somebody's.
+        names = names if known else f"the {len(header)} that its first line names"
+        raise ValueError(f"{file} has {fault} column {name!r}: its columns are {names}.")
     return header.index(name)
 
 
@@ -249,7 +252,7 @@ def _names(file: Path, labels: list[str | int]) -> tuple[str, ...]:
     """The labels that occur: numbers (as text too) by size, anything else in the order of the alphabet."""
     found = {str(label) for label in labels}
     if len(found) < 2:
-        raise ValueError(f"{file} has the single label {found.pop()!r}: give rows of at least two classes.")
+        raise ValueError(f"{file} has the same label in every row: give rows of at least two classes.")
     if all(name.removeprefix("-").isdecimal() for name in found):
         # "0" and "00" are the same number: only with the text as well is the order one and the same in every run.
         return tuple(sorted(found, key=lambda name: (int(name), name)))

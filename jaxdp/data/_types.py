@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
+from jaxdp._shown import of_shapes
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LabelledText:
@@ -26,6 +28,8 @@ class LabelledText:
         >>> len(LabelledText(("good", "bad"), np.array([1, 0], np.int32), ("negative", "positive")))
         2
     """
+
+    __repr__ = of_shapes
 
     texts: tuple[str, ...]
     labels: Int32[np.ndarray, "n"]
@@ -59,6 +63,8 @@ class TokenisedText:
     Raises:
         ValueError: unequal lengths, a label that is no index, or fewer than two different names.
     """
+
+    __repr__ = of_shapes
 
     ids: Int32[np.ndarray, "n seq"]
     mask: Bool[np.ndarray, "_ _"]
@@ -144,5 +150,5 @@ def _check_labels(labels: np.ndarray, names: tuple[str, ...]) -> None:
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
         row = int(np.argmax((labels < 0) | (labels >= len(names))))
         raise ValueError(
-            f"row {row + 1} has label {labels[row]}, but there are {len(names)} label names: labels are indices from 0."
+            f"row {row + 1} has a label that none of the {len(names)} label names has: labels are indices from 0."
         )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxdp._files import read_text
+from jaxdp._reading import read_text
 
 from ._records import TextRecords
 

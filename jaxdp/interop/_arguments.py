@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp._numbers import is_number
+from jaxdp._shown import setting
+
 PyTree = Any
 
 
@@ -108,12 +111,14 @@ def check_clipping(l2_clip_norm: Any, normalize_by: Any) -> None:
     if isinstance(l2_clip_norm, jax.Array):
         if l2_clip_norm.shape != () or not jnp.issubdtype(l2_clip_norm.dtype, jnp.floating):
             raise TypeError("l2_clip_norm is an array that is no floating-point scalar: give one clipping norm.")
-    elif not _is_number(l2_clip_norm):
-        raise TypeError(f"l2_clip_norm is {l2_clip_norm!r}: give the clipping norm as a number.")
+    elif not is_number(l2_clip_norm):
+        raise TypeError(f"l2_clip_norm is {setting(l2_clip_norm)}: give the clipping norm as a number.")
     elif not l2_clip_norm >= 0:
         raise ValueError(f"l2_clip_norm is {l2_clip_norm}: it must be 0 or more.")
-    if not _is_number(normalize_by):
-        raise TypeError(f"normalize_by is {normalize_by!r}: give a public number, such as the expected batch size.")
+    if not is_number(normalize_by):
+        raise TypeError(
+            f"normalize_by is {setting(normalize_by)}: give a public number, such as the expected batch size."
+        )
     if not (math.isfinite(normalize_by) and normalize_by > 0):
         raise ValueError(f"normalize_by is {normalize_by}: it must be positive and finite.")
 
@@ -144,10 +149,6 @@ def refuse_unserved(pre_clipping_transform: Any, nan_safe: Any, dtype: Any, spmd
 
 def _as_tuple(indices: Any) -> tuple[int, ...]:
     return (indices,) if isinstance(indices, int) else tuple(indices)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _as_array(leaf: Any) -> Any:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
+from jaxdp._wide import is_complex
 from jaxdp.interop._arguments import (
     batch_size,
     check_clipping,
@@ -39,6 +41,8 @@ class AuxiliaryOutput(NamedTuple):
       aux: the function's second output, with a leading batch axis.
     """
 
+    __repr__ = of_shapes
+
     values: Any
     grad_norms: Any
     aux: Any
@@ -53,6 +57,8 @@ class ClippedGrad:
       l2_norm_bound: the most that one example contributes, in the unit of the returned sum.
       has_aux: whether a pair is returned, of which the bound covers the first only.
     """
+
+    __repr__ = of_shapes
 
     fun: Callable[..., Any]
     l2_norm_bound: Any
@@ -189,7 +195,7 @@ def clipped_grad(
         thresholds = jnp.full(len(resolved), jnp.asarray(bound, jnp.float32) / share)
         weight_fn: Callable = _unit_weight(share) if rescale_to_unit_norm else _weight
         total, squares = grads.clipped_sum_and_norms(weight_fn, resolved, thresholds)
-        total = jax.tree.map(lambda x: (x / normalize_by).astype(x.dtype if dtype is None else dtype), total)
+        total = jax.tree.map(lambda x: (x / normalize_by).astype(_sum_dtype(x, dtype)), total)
         values, aux = None, None
         if return_values or has_aux:
             values, aux = _forward(loss, params, batch, mask, micro, has_aux)
@@ -212,6 +218,13 @@ def clipped_grad(
         return (total, by_example) if any(wanted) else total
 
     return ClippedGrad(call, (1.0 if rescale_to_unit_norm else bound) / normalize_by, any(wanted))
+
+
+def _sum_dtype(x: Array, dtype: Any) -> Any:
+    """What was asked for; of a complex sum that of its parts."""
+    if dtype is None or not is_complex(x):
+        return x.dtype if dtype is None else dtype
+    return jnp.complex128 if jnp.finfo(dtype).bits > 32 else jnp.complex64
 
 
 def _weight(squared_norm: Array, threshold: Array) -> Array:

@@ -8,6 +8,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int32
 
+from jaxdp._shown import of_shapes
+
 from ._bert import BertEncoder
 
 
@@ -18,6 +20,8 @@ class Encoded(NamedTuple):
         hidden: the input of layer `layers`, [n, seq, hidden]; None if it was not asked for.
         means: the masked means of the embeddings and of every layer run, [n, layers + 1, hidden].
     """
+
+    __repr__ = of_shapes
 
     hidden: Float[np.ndarray, "n seq hidden"] | None
     means: Float[np.ndarray, "n levels hidden"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxdp._files import read_json
+from jaxdp._reading import read_json
 
 from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_whole, short
 from ._compute import Compute

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from jaxdp._files import reason, regular_file
+from jaxdp._reading import reason, regular_file
+from jaxdp._shown import of_shapes
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -28,6 +29,8 @@ class Gguf(NamedTuple):
         metadata: values by key, such as ``llama.block_count``.
         tensors: float32 arrays by name, such as ``blk.0.attn_q.weight``, the last axis first in memory as in torch.
     """
+
+    __repr__ = of_shapes
 
     metadata: dict[str, Any]
     tensors: dict[str, Float32[np.ndarray, "..."]]

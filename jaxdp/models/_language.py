@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdp._shown import of_shapes
+
 from ._layers import widen
 from ._llama import LlamaDecoder
 
@@ -22,6 +24,8 @@ class TokenExample(NamedTuple):
         mask: true where `ids` holds a token, [seq] or [records, seq].
     """
 
+    __repr__ = of_shapes
+
     ids: Any
     mask: Any
 
@@ -34,6 +38,8 @@ class HiddenTokens(NamedTuple):
         mask: true where `ids` holds a token.
         hidden: what `LlamaDecoder.below` returns, [seq, hidden] or [records, seq, hidden].
     """
+
+    __repr__ = of_shapes
 
     ids: Any
     mask: Any

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxdp._shown import of_shapes
+
 from ._layers import Dense, RMSNorm, attend, heads, widen
 from ._llama_config import LlamaConfig
 from ._rope import rotate
@@ -16,6 +18,8 @@ from ._stack import run_stack, stack_layers, step_stack
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; zeros after them. With a leading axis, those of all layers."""
+
+    __repr__ = of_shapes
 
     keys: Float[Array, "*layers seq groups head"]
     values: Float[Array, "*layers seq groups head"]

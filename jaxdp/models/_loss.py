@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jaxdp._shown import of_shapes
+
 from ._classifier import SequenceClassifier
 from ._layers import widen
 
@@ -21,6 +23,8 @@ class TextExample(NamedTuple):
         label: index of the class.
         key: random key of this example's dropout; None without dropout.
     """
+
+    __repr__ = of_shapes
 
     ids: Any
     mask: Any
@@ -39,6 +43,8 @@ class HiddenExample(NamedTuple):
         below: the means of the levels under `start`, [start, hidden], for a head that sees every layer.
     """
 
+    __repr__ = of_shapes
+
     hidden: Any
     mask: Any
     label: Any
@@ -53,6 +59,8 @@ class FeatureExample(NamedTuple):
         features: the output of `SequenceClassifier.features`, [features].
         label: index of the class.
     """
+
+    __repr__ = of_shapes
 
     features: Any
     label: Any

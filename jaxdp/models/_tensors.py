@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp._files import read_json, reason, regular_file
+from jaxdp._files import replaced, write_text
+from jaxdp._reading import read_json, reason, regular_file
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -54,11 +55,12 @@ def write_directory(
     target.mkdir(parents=True, exist_ok=True)
     if tokenizer_dir is not None:
         _copy_tokenizer(Path(tokenizer_dir), target)
-    (target / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_text(target / "config.json", json.dumps(values, indent=2) + "\n")
     import safetensors.numpy  # comes with the extra `train`; the models themselves do without
 
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, target / _WEIGHTS, metadata={"format": "pt"})
+    with replaced(target / _WEIGHTS) as temporary:
+        safetensors.numpy.save_file(contiguous, temporary, metadata={"format": "pt"})
     return target
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from jaxdp._files import read_text, reason, regular_file
+from jaxdp._reading import read_text, reason, regular_file
 
 from ._gguf_llama import tokenizer_from_gguf
 

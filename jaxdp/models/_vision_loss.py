@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes
+
 from ._loss import cross_entropy
 from ._vit import VisionTransformer
 
@@ -17,6 +19,8 @@ class ImageExample(NamedTuple):
         image: pixels, [height, width, channels].
         label: index of the class.
     """
+
+    __repr__ = of_shapes
 
     image: Any
     label: Any

@@ -13,8 +13,8 @@ from jaxdp._shards import sum_examples
 from jaxdp._wide import wide, wide_dtype
 from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
 from jaxdp.norms._estimators import Hutchinson, HutchPP, Randomized
-from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_squared_norm, outer_squared_norm
-from jaxdp.norms._sketches import estimated_mixed_squared_norm, estimated_squared_norm
+from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_certificate, outer_certificate
+from jaxdp.norms._sketches import estimated_certificate, estimated_mixed_certificate
 
 NormRule = ExactRule | Literal["Hutchinson", "Hutch++"]
 
@@ -26,16 +26,18 @@ class NormChoice:
     Attributes:
       rule: the exact way that the user chose for this leaf.
       randomized: the estimator to take where it is cheaper than exact ways; not where a rule was chosen.
+      examples: how many examples' terms meet in one product of a sum.
     """
 
     rule: Rule | None = None
     randomized: Randomized | None = None
+    examples: int = 1
 
     def plain(self) -> "NormChoice":
         """With probes alone, where Hutch++ has no rule."""
         if not isinstance(self.randomized, HutchPP):
             return self
-        return NormChoice(self.rule, Hutchinson(self.randomized.probes, self.randomized.sharing))
+        return dataclasses.replace(self, randomized=Hutchinson(self.randomized.probes, self.randomized.sharing))
 
     def estimator(self, k: int, t: int, c: int, p: int) -> Randomized | None:
         """The estimator, for factors of sizes for which it is the cheapest way."""
@@ -50,21 +52,26 @@ ANY_EXACT = NormChoice()
 
 
 def norm_rule(k: int, t: int, c: int, p: int, choice: NormChoice) -> NormRule:
-    """How `factored_squared_norm` goes about factors of these sizes."""
+    """How `factored_certificate` goes about factors of these sizes."""
     estimator = choice.estimator(k, t, c, p)
     if estimator is None:
         return exact_rule(k, t, c, p, choice.rule)
     return "Hutch++" if isinstance(estimator, HutchPP) else "Hutchinson"
 
 
-def factored_squared_norm(
-    a: Float[Array, "k t c"], g: Float[Array, "k t p"], choice: NormChoice, key: PRNGKeyArray | None
-) -> Float[Array, ""]:
-    r"""$\sum_k \|A_k^\top G_k\|_F^2$, as `norm_rule` says; `key` is that of this gradient's probes."""
+def factored_certificate(
+    a: Float[Array, "k t c"],
+    g: Float[Array, "k t p"],
+    choice: NormChoice,
+    key: PRNGKeyArray | None,
+    precision: Any = None,
+) -> Float[Array, "4"]:
+    r"""Of $\sum_k \|A_k^\top G_k\|_F^2$, as `norm_rule` says; `key` is that of this gradient's probes."""
     estimator = choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2])
+    more: dict[str, Any] = {"precision": precision, "examples": choice.examples}
     if estimator is None:
-        return outer_squared_norm(a, g, choice.rule)
-    return estimated_squared_norm(wide(a), wide(g), _given(key), estimator)
+        return outer_certificate(a, g, choice.rule, **more)
+    return estimated_certificate(wide(a), wide(g), _given(key), estimator, **more)
 
 
 def estimated_clipped_sum(
@@ -75,8 +82,8 @@ def estimated_clipped_sum(
     choice: NormChoice,
     keys: Key[Array, "*each"],
     precision: Any,
-) -> tuple[Float[Array, "c p"], Float[Array, " b"]]:
-    r"""$\sum_i w_i A_i^\top G_i$ with $w_i$ = `weigh(estimated squared norms, rest)`, one example after the other.
+) -> tuple[Float[Array, "c p"], Float[Array, "b 4"]]:
+    r"""$\sum_i w_i A_i^\top G_i$ with $w_i$ = `weigh(certificates, rest)`, one example after the other.
 
     All at once would hold the smaller factor of every example a second time, multiplied by its weight. `keys` is the
     probes' key, or one for each example.
@@ -86,7 +93,7 @@ def estimated_clipped_sum(
     def add(total: Array, part: Any) -> tuple[Array, Array]:
         a, g, rest, key = part
         a, g = wide(a), wide(g)
-        norm = factored_squared_norm(a[None], g[None], choice, key if own_keys else keys)
+        norm = factored_certificate(a[None], g[None], choice, key if own_keys else keys, precision)
         weight = weigh(norm[None], jax.tree.map(lambda x: x[None], rest))[0].astype(a.dtype)
         a, g = (weight * a, g) if a.size < g.size else (a, weight * g)
         return total + jnp.einsum("tc,tp->cp", a, g, precision=precision), norm
@@ -95,19 +102,21 @@ def estimated_clipped_sum(
     return sum_examples(add, zeros, (a, g, rest, keys if own_keys else None))
 
 
-def mixed_factored_squared_norm(
+def mixed_factored_certificate(
     a: Float[Array, "t v"],
     g: Float[Array, "t p"],
     ids: Int[Array, " s"],
     rows: Float[Array, "s p"],
     choice: NormChoice,
     key: PRNGKeyArray | None,
-) -> Float[Array, ""]:
-    r"""$\|A^\top G + \sum_s e_{ids_s} rows_s^\top\|_F^2$, likewise."""
+    precision: Any = None,
+) -> Float[Array, "4"]:
+    r"""Of $\|A^\top G + \sum_s e_{ids_s} rows_s^\top\|_F^2$, likewise."""
     estimator = choice.plain().estimator(1, a.shape[0], a.shape[1], g.shape[1])
+    more: dict[str, Any] = {"precision": precision, "examples": choice.examples}
     if estimator is None:
-        return mixed_squared_norm(a, g, ids, rows, choice.rule)
-    return estimated_mixed_squared_norm(a, g, ids, rows, _given(key), estimator)
+        return mixed_certificate(a, g, ids, rows, choice.rule, **more)
+    return estimated_mixed_certificate(a, g, ids, rows, _given(key), estimator, **more)
 
 
 def _given(key: PRNGKeyArray | None) -> PRNGKeyArray:

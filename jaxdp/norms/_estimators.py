@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+from jaxdp._numbers import is_whole
+
 Sharing = Literal["batch", "example"]
 
 # Fewer probes than this underestimate a norm so often that no reasonable amount of noise covers it.
@@ -89,7 +91,7 @@ class HutchPP:
 
     def __post_init__(self) -> None:
         _check(self)
-        if not _is_count(self.sketch):
+        if not is_whole(self.sketch):
             raise TypeError(f"sketch is {self.sketch!r}: give a whole number of columns.")
         if self.sketch < 1:
             raise ValueError(f"sketch is {self.sketch}: give at least 1 column, or use Hutchinson.")
@@ -109,12 +111,8 @@ def check_norm(norm: Any) -> None:
         )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check(norm: Any) -> None:
-    if not _is_count(norm.probes):
+    if not is_whole(norm.probes):
         raise TypeError(f"probes is {norm.probes!r}: give a whole number of probes.")
     if norm.probes < SMALLEST_PROBES:
         raise ValueError(

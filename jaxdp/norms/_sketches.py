@@ -1,18 +1,36 @@
 """Squared norms estimated from random probes: linear sketches of the gradient, added up and then squared."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
+from jaxdp.norms import _rounding
+from jaxdp.norms._certificate import of_product
 from jaxdp.norms._estimators import HutchPP, Randomized
 
 
 def probe_matrix(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*batch n probes"]:
     r"""Independent $\mathcal N(0, 1/k)$ entries, k being the last axis' length."""
     return standard_normal(key, shape, dtype) / math.sqrt(shape[-1])
+
+
+def estimated_certificate(
+    a: Float[Array, "k t c"],
+    g: Float[Array, "k t p"],
+    key: PRNGKeyArray,
+    norm: Randomized,
+    *,
+    precision: Any = None,
+    examples: int = 1,
+) -> Float[Array, "4"]:
+    r"""Of $\sum_k \|A_k^\top G_k\|_F^2$, estimated: rounding is bounded, what the probes do is left to accounting."""
+    (_, t, c), p = a.shape, g.shape[2]
+    squared = estimated_squared_norm(a, g, key, norm)
+    return of_product(squared, _rounding.magnitude(a, g), (a.shape[0], t, c, p), a.dtype, precision, examples, True)
 
 
 def estimated_squared_norm(
@@ -61,6 +79,24 @@ def estimated_mixed_squared_norm(
     multiplied = jnp.einsum("tm,tp->mp", _times(a, probes), g, precision="highest")
     looked_up = jnp.einsum("sm,sp->mp", probes[ids], rows, precision="highest")
     return jnp.sum(jnp.square(multiplied + looked_up))
+
+
+def estimated_mixed_certificate(
+    a: Float[Array, "t v"],
+    g: Float[Array, "t p"],
+    ids: Int[Array, " s"],
+    rows: Float[Array, "s p"],
+    key: PRNGKeyArray,
+    norm: Randomized,
+    *,
+    precision: Any = None,
+    examples: int = 1,
+) -> Float[Array, "4"]:
+    """Likewise, of a table that is looked up and multiplied with."""
+    magnitudes = _rounding.magnitude(a, g) + jnp.sum(_rounding.row_norms(rows))
+    (t, v), (s, p) = a.shape, rows.shape
+    squared = estimated_mixed_squared_norm(a, g, ids, rows, key, norm)
+    return of_product(squared, magnitudes[None], (1, t + s, v, p), a.dtype, precision, examples, True)
 
 
 def _times(x: Float[Array, "*k t p"], y: Float[Array, "*k p m"]) -> Float[Array, "*k t m"]:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxdp._numbers import is_whole
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -39,9 +41,7 @@ def make_mesh(
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     for name, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)):
-        if not (name == "data" and size == "rest") and (
-            not isinstance(size, int) or isinstance(size, bool) or size < 1
-        ):
+        if not (name == "data" and size == "rest") and (isinstance(size, str) or not is_whole(size) or size < 1):
             rest = ', or "rest"' if name == "data" else ""
             raise ValueError(f"mesh.{name} is {size!r}: give a number of devices from 1{rest}.")
     available = list(jax.devices() if devices is None else devices)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from jaxdp.per_example import _check
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._placement import Placement, check_sizes
+from jaxdp.per_example._ragged import teach_jax
 from jaxdp.per_example._rules import check_rules
 
 PyTree = Any
@@ -36,7 +37,8 @@ def per_example_grad(
 
     Args:
       loss: `loss(params, example) -> scalar`, or `(scalar, aux)` with `has_aux`. `params` is any pytree of
-        floating-point arrays. Randomness such as dropout takes its key from the example: carry one key per
+        real or complex floating-point arrays (of a complex one the sum is what `jax.grad` returns, and the norm that
+        of both parts). Randomness such as dropout takes its key from the example: carry one key per
         example in the batch, so that every pass of a step sees the same gradient.
       has_aux: whether the loss returns a pair.
       method: `"ghost"` finds the norms in one backward pass and the clipped sum in a second one, with the memory of
@@ -51,15 +53,17 @@ def per_example_grad(
         characters, everything else for itself, and of several patterns that match a path the last one counts.
 
     Returns:
-      `f(params, batch, *, mask=None, microbatch_size=None, placement=None) -> PerExampleGrads`, to be called under
-      `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real examples of a
-      padded batch; with `microbatch_size` the batch is worked through in pieces of that many examples, by a loop that
-      stops after the last real one, so one compilation serves every batch that a sampler draws. `placement` says how
-      batch and parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows from each
-      shard.
+      `f(params, batch, *, mask=None, microbatch_size=None, placement=None, shuffled=False) -> PerExampleGrads`, to be
+      called under `jax.jit`. `batch` is a pytree with a leading batch axis; `mask` (`[batch]` booleans) marks the real
+      examples of a padded batch; with `microbatch_size` the batch is worked through in pieces of that many examples, by
+      a loop that stops after the last real one, so one compilation serves every batch that a sampler draws. `placement`
+      says how batch and parameters lie on a mesh of devices (`jaxdp.parallel`); a microbatch then takes as many rows
+      from each shard. `shuffled` promises that the real examples come first, in a secret and uniformly random order, as
+      those of `jaxdp.sampling.PoissonSampling` do: the slack that rounding takes of the sensitivity
+      (`PerExampleGrads.slack`) then grows with the microbatch instead of the batch.
 
     Raises:
-      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      TypeError: a leaf of `params` has no gradient, or the loss is not a real floating-point scalar.
       ValueError: the batch's leaves differ in their leading axis, a parameter does not reach the loss, or a rule
         matches no parameter or has nothing to choose there.
 
@@ -77,6 +81,7 @@ def per_example_grad(
     """
     check_method(method)
     check_rules(rules, method)
+    teach_jax()
     checked = _check.call_loss(loss, has_aux)
 
     def f(
@@ -86,6 +91,7 @@ def per_example_grad(
         mask: Array | None = None,
         microbatch_size: int | None = None,
         placement: Placement | None = None,
+        shuffled: bool = False,
     ) -> PerExampleGrads:
         _check.check_params(params)
         size = _check.check_batch(batch, mask)
@@ -95,6 +101,8 @@ def per_example_grad(
         full = jnp.ones(size, bool) if mask is None else jnp.asarray(mask)
         # Rows are picked by traced numbers, which NumPy's arrays do not take.
         batch = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, batch)
-        return PerExampleGrads(checked, params, batch, full, micro, method, rules, size, placement=placement)
+        return PerExampleGrads(
+            checked, params, batch, full, micro, method, rules, size, placement=placement, shuffled=shuffled
+        )
 
     return f

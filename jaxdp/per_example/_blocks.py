@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxdp._numbers import is_whole
 from jaxdp.per_example._check import leaf_name
 
 BEFORE_THE_FIRST_HEAD = "start"
@@ -51,7 +52,7 @@ class Blocks:
     def __init__(self, count: Any = None, *, heads: Any = None) -> None:
         if (count is None) == (heads is None):
             raise TypeError("Blocks takes either a number of blocks or heads=(...): give one of them.")
-        if heads is None and (isinstance(count, bool) or not isinstance(count, int)):
+        if heads is None and not is_whole(count):
             raise TypeError(f"Blocks({count!r}): the number of blocks is a whole number.")
         if heads is None and count < 1:
             raise ValueError(f"Blocks({count}): there must be at least one block.")

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp._numbers import is_whole
+from jaxdp._shown import setting
+
 PyTree = Any
 
 
@@ -30,7 +33,7 @@ def check_params(params: PyTree) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None:
             raise TypeError(f"{name} is {type(leaf).__name__}, not an array: keep it outside params (close over it).")
-        if not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.inexact):
             raise TypeError(
                 f"{name} has dtype {dtype}, which has no gradient: only floating-point leaves can be trained, "
                 "so close over it in the loss or carry it in the batch."
@@ -46,6 +49,12 @@ def check_batch(batch: PyTree, mask: PyTree | None) -> int:
     size = None
     for path, leaf in leaves:
         name, shape = leaf_name(path, "batch"), np.shape(leaf)
+        if isinstance(leaf, str | bytes) or getattr(getattr(leaf, "dtype", None), "kind", "") in tuple("OSUTmM"):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(
+                f"{name} holds {kind}, which JAX cannot compute with: leave it out of the batch, or encode it "
+                "(texts as numbers of tokens, classes as whole numbers)."
+            )
         if not shape:
             raise ValueError(
                 f"{name} is a scalar: every leaf of the batch needs a leading batch axis, "
@@ -73,10 +82,10 @@ def check_microbatch_size(microbatch_size: Any, batch_size: int) -> int | None:
     """None when one microbatch holds the whole batch."""
     if microbatch_size is None:
         return None
-    whole = isinstance(microbatch_size, int | np.integer) and not isinstance(microbatch_size, bool)
-    if not (whole and 1 <= microbatch_size <= batch_size):
+    if not (is_whole(microbatch_size) and 1 <= microbatch_size <= batch_size):
         raise ValueError(
-            f"microbatch_size is {microbatch_size!r}: give a whole number from 1 to the padded batch's {batch_size}."
+            f"microbatch_size is {setting(microbatch_size)}: give a whole number from 1 to the padded batch's "
+            f"{batch_size}."
         )
     return None if microbatch_size == batch_size else int(microbatch_size)
 
@@ -96,17 +105,21 @@ def check_loss_output(out: PyTree, has_aux: bool) -> None:
     if leaves[0].shape != ():
         raise ValueError(
             f"the loss returns shape {leaves[0].shape} for one example: it must be a scalar, "
-            "so reduce over the example's own axes inside the loss."
+            "so reduce over the example's own axes inside the loss, or give a loss that was written for batches a "
+            "batch of one: loss(params, jax.tree.map(lambda x: x[None], example))[0]."
         )
     if not jnp.issubdtype(leaves[0].dtype, jnp.floating):
-        raise TypeError(f"the loss has dtype {leaves[0].dtype}: it must be floating point.")
+        raise TypeError(f"the loss has dtype {leaves[0].dtype}: it must be a real floating-point number.")
 
 
 def example_structs(batch: PyTree) -> PyTree:
     """Shapes and dtypes of one example, without the batch axis."""
 
     def struct(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(np.shape(x)[1:], jnp.asarray(x).dtype if not hasattr(x, "dtype") else x.dtype)
+        dtype = x.dtype if hasattr(x, "dtype") else jnp.asarray(x).dtype
+        # Of NumPy's 64 bits JAX takes 32, unless it was told otherwise; keys have a dtype of another kind.
+        plain = isinstance(dtype, np.dtype)
+        return jax.ShapeDtypeStruct(np.shape(x)[1:], jax.dtypes.canonicalize_dtype(dtype) if plain else dtype)
 
     return jax.tree.map(struct, batch)
 

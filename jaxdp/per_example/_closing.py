@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._wide import as_like
+from jaxdp.norms import TERMS
 from jaxdp.per_example._batching import force_batched
 from jaxdp.per_example._families import Family, finish
 from jaxdp.per_example._operand_views import OperandViews
@@ -23,8 +25,16 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
     keys = frozenset(part.key for part in parts)
     leaves = sorted({member.leaf for family in families for member in family.members})
 
-    def wrap(step: Callable, rewriter: Rewriter, constants: Sequence[Entry], cut: Sequence[Entry]) -> Callable:
-        views = OperandViews(modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys)
+    def wrap(
+        step: Callable,
+        rewriter: Rewriter,
+        constants: Sequence[Entry],
+        cut: Sequence[Entry],
+        state_moves: Sequence[bool],
+    ) -> Callable:
+        views = OperandViews(
+            modes={}, stacks=rewriter.stacks, sites=dict(rewriter.sites), wanted=keys, tables=rewriter.tables
+        )
         where = {leaf: i for i, x in enumerate(cut) if isinstance(x, Weight) for leaf in x.shadows if leaf in leaves}
 
         def shadow_of(args: Any, leaf: int) -> Shadow:
@@ -38,7 +48,7 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
             return (*args[:3], slices)
 
         def closed(*args: Any) -> Any:
-            merge, moving, still = _split(args, constants, cut)
+            merge, moving, still = _split(args, constants, cut, state_moves)
 
             def run(local: dict[Key, Report], moving: list[Array], still: list[Any]) -> tuple[Any, Any]:
                 reports, *rest = merge(moving, still)
@@ -65,27 +75,28 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
                     _, *rest = with_totals(args, totals)
                     return step(views, {}, *rest)[2]
 
-                _, pull_views = jax.vjp(view, totals)
+                found, pull_views = jax.vjp(view, totals)
+                kinds = {key: jnp.zeros((), x.dtype) for key, x in found.items()}
                 unbatched = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
                 thresholds = {leaf: shadow_of(args, leaf).threshold for leaf in leaves}
-                found = {leaf: shadow_of(args, leaf).key for leaf in leaves}
-                keys = {leaf: key for leaf, key in found.items() if key is not None}
-                return outs, (pull, pull_views, integers, unbatched, thresholds, keys, consts)
+                every = {leaf: shadow_of(args, leaf).key for leaf in leaves}
+                keys = {leaf: key for leaf, key in every.items() if key is not None}
+                return outs, (pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts)
 
             def bwd(residuals: Any, cts: Any) -> tuple[list[Array], None, None]:
-                pull, pull_views, integers, unbatched, thresholds, keys, consts = residuals
+                pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts = residuals
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
-                inner, nothing = weigh.with_consts(consts), jnp.zeros(1, jnp.float32)
+                inner, nothing = weigh.with_consts(consts), jnp.zeros((TERMS, 1), jnp.float32)
                 for family in families:
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
                     norm, found = finish(family, inner, threshold, nothing, mine, unbatched, keys)
-                    norms[first] = norm[0]
+                    norms[first] = norm[:, 0]
                     totals.update(found)
-                (leaf_totals,) = pull_views(totals)
+                (leaf_totals,) = pull_views({key: as_like(total, kinds[key]) for key, total in totals.items()})
                 for leaf, at in positions(leaves).items():
                     moving_cts[at.total] = leaf_totals[leaf].astype(moving_cts[at.total].dtype)
                     if leaf in norms:
@@ -104,13 +115,15 @@ def closing(families: Sequence[Family], weigh: Weighing) -> Callable:
     return wrap
 
 
-def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple[Callable, list[Any], list[Any]]:
+def _split(
+    args: Any, constants: Sequence[Entry], cut: Sequence[Entry], state_moves: Sequence[bool]
+) -> tuple[Callable, list[Any], list[Any]]:
     """The step's arguments as two lists, those with and those without a gradient, and what merges them again."""
     reports, held, state, slices = args
 
     def moves(entry: Entry, arrays: Any) -> Any:
         if isinstance(entry, Plain):
-            return is_float(arrays)
+            return is_float(arrays) and entry.active
         return False, {
             leaf: jax.tree.map(lambda _: True, s._replace(threshold=None, key=None, basis=None))
             for leaf, s in arrays[1].items()
@@ -129,7 +142,7 @@ def _split(args: Any, constants: Sequence[Entry], cut: Sequence[Entry]) -> tuple
     flags = (
         jax.tree.map(lambda _: True, reports),
         [no_constants(x, moves(x, a), a) for x, a in zip(constants, held, strict=True)],
-        [is_float(x) for x in state],
+        [is_float(x) and flag for x, flag in zip(state, state_moves, strict=True)],
         [no_constants(x, moves(x, a), a) for x, a in zip(cut, slices, strict=True)],
     )
     leaves, treedef = jax.tree.flatten(args)

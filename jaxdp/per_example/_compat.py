@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.api_util import debug_info
 from jax.extend import core
-from jax.interpreters import partial_eval
+from jax.interpreters import batching, partial_eval
 
 # The names of one primitive across releases.
 INLINE_PRIMITIVES = frozenset({"jit", "pjit", "closed_call", "core_call", "core_closed_call"})
@@ -78,3 +78,12 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].update(list(range(len(eqn.invars)))).unpack()
     return len(list(consts)), len(list(carry))
+
+
+def set_batching_rule(primitive: Any, rule: Callable) -> None:
+    """Batch a primitive by `rule(size, operands, axes, **params) -> (output, axis)`, instead of by JAX's own rule."""
+
+    def fancy(axis_data: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any) -> Any:
+        return rule(axis_data.size, args, dims, **params)
+
+    batching.fancy_primitive_batchers[primitive] = fancy

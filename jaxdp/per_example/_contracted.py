@@ -5,11 +5,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
+from jaxdp._weighted import BLOCK_ROWS, cut_in_blocks, tree_sum
 from jaxdp._wide import wide
-from jaxdp.norms import clipped_outer_sum, estimated_clipped_sum, factored_squared_norm, full_product, prefers_reuse
+from jaxdp.norms import (
+    Accumulation,
+    blocked_product,
+    clipped_outer_sum,
+    estimated_clipped_sum,
+    factored_certificate,
+    full_product,
+    meeting_of_products,
+    prefers_reuse,
+)
 from jaxdp.per_example._use import Layout, Operands, Outer, Use, product
 
 # Sequences from which on a loop over examples costs no time beside what is done for each.
@@ -28,6 +39,7 @@ class Contracted(Use):
     """
 
     parts: tuple[Parts, Parts] = ((), ())
+    bilinear = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,14 +91,26 @@ class Contracted(Use):
             return self._unfold(full_product("tc,tp->cp", a[0], g[0])[None])
         return self._unfold(full_product("ktc,ktp->kcp", a, g))
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, "4"]:
         """From the factors, without the outer product where that is cheaper."""
         a, g = self._factors(operands[1 - self.index], cts[0], 0)
         if self.choice.estimator(a.shape[0], a.shape[1], a.shape[2], g.shape[2]) is None:
             a, g = _by_part(a, g, self.parts)
-        return factored_squared_norm(a, g, self.choice, key)
+        return factored_certificate(a, g, self.choice, key, self.eqn.params["precision"])
+
+    def terms(self, ct_shape: tuple[int, ...]) -> int:
+        """T of the factors."""
+        return self.sizes(ct_shape)[1]
+
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One product over the batch and the sequence; or products of a few examples, one after the other."""
+        k, _, c, p = self.sizes(ct_shape)
+        examples = self.choice.examples
+        found = meeting_of_products((k, terms, c, p), dtype, self.eqn.params["precision"], examples)
+        in_one_go = self.reuses_gradient([jax.ShapeDtypeStruct(ct_shape, dtype)])
+        return found._replace(links=max(found.links, examples), tree=False) if in_one_go else found
 
     def weighted_sum(
         self,
@@ -103,7 +127,13 @@ class Contracted(Use):
             return self._unfold(jnp.einsum("ktc,ktp->kcp", a, g, precision=self.eqn.params["precision"]))
         # The smaller factor takes the weights, since what is scaled is held once more.
         a, g = self._factors(scaled(x), ct, 1) if x.size <= ct.size else self._factors(x, scaled(ct), 1)
-        if a.shape[1] == 1:
+        size, k, t, c = a.shape
+        if blocked_product(k, t, c, g.shape[-1], size):
+            # In blocks, so that fewer terms meet in one accumulator.
+            a, g = (cut_in_blocks(y, max(1, BLOCK_ROWS // t)) for y in (a, g))
+            blocks = jnp.einsum("nbktc,nbktp->nkcp", a, g, precision=self.eqn.params["precision"])
+            return self._unfold(tree_sum(blocks))
+        if k == 1:
             # As a batch axis, an axis of length one would have both factors copied first to bring their axes in order.
             a, g = (y.reshape(-1, y.shape[3]) for y in (a, g))
             return self._unfold(jnp.einsum("tc,tp->cp", a, g, precision=self.eqn.params["precision"])[None])
@@ -153,7 +183,7 @@ class Contracted(Use):
         batched: dict[int, bool],
         cts: Any,
         keys: Key[Array, "*each"] | None = None,
-    ) -> tuple[Float[Array, " batch"], Array]:
+    ) -> tuple[Float[Array, "batch 4"], Array]:
         """A few examples at a time: their gradients squared, weighted, added up; one where norms are estimated."""
         other, size = 1 - self.index, cts[0].shape[0]
         x = operands[other] if batched[other] else jnp.broadcast_to(operands[other], (size, *operands[other].shape))
@@ -163,7 +193,7 @@ class Contracted(Use):
             assert keys is not None
             total, norms = estimated_clipped_sum(a[:, 0], g[:, 0], weigh, rest, self.choice, keys, precision)
             return norms, self._unfold(total[None])
-        total, norms = clipped_outer_sum(a, g, weigh, rest, precision)
+        total, norms = clipped_outer_sum(a, g, weigh, rest, precision, self.choice.examples)
         return norms, self._unfold(total)
 
 

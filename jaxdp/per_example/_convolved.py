@@ -1,5 +1,6 @@
 """Uses as kernels of convolutions."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxdp._late import zeros_after
 from jaxdp._shards import chunk_size, shards_of, sum_examples
 from jaxdp._weighted import weighted_total
 from jaxdp._wide import wide, wide_dtype
-from jaxdp.norms import outer_squared_norm, probe_matrix
+from jaxdp.norms import Accumulation, magnitude, of_array, of_product, outer_certificate, probe_matrix, sum_unit
 from jaxdp.per_example._batching import few_at_a_time
 from jaxdp.per_example._canonical import has_canonical_form, pull_back
 from jaxdp.per_example._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
@@ -28,6 +29,8 @@ class Convolved(Use):
     The gradient of one example is a matrix product with patches of its input. Those are several times the input, so
     they are cut out for a few examples at a time and never held for a batch.
     """
+
+    bilinear = True
 
     @staticmethod
     def matches(eqn: Any, index: int) -> bool:
@@ -48,34 +51,66 @@ class Convolved(Use):
         # In this order: the other one's small first side has a CPU copy the patches once more.
         return jnp.einsum("...tp,...tc->...pc", g, a, precision=precision)
 
-    def _few(self, fn: Callable[[Array, Array], Array], x: Array, ct: Array) -> Array:
-        """`fn(input, cotangent)` of one example, with patches of few examples alive."""
-        return few_at_a_time(fn, self._alive(ct.shape), x, ct, room=alive_elements())
+    def _few(self, fn: Callable[[Array, Any], Array], x: Array, ct: Any) -> Array:
+        """`fn(input, cotangents)` of one example, with patches of few examples alive."""
+        return few_at_a_time(fn, self._alive(jax.tree.leaves(ct)[-1].shape), x, ct, room=alive_elements())
 
     def _alive(self, ct_shape: tuple[int, ...]) -> int:
         """Elements of one example's patches or gradient, whichever are more."""
         k, t, c, p = self.sizes(ct_shape)
         return k * c * max(t, p)
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, "4"]:
         """A convolution is a matrix product with patches of its input."""
         sizes = self.sizes(jnp.shape(cts[0]))
         norm = self.choice.estimator(*sizes)
         if norm is not None:
             assert key is not None
-            return self._squared_product(operands[0], self._mixed(cts[0], key, norm.probes))
+            return self._few(
+                lambda x, y: self._of_product(x, y[0], y[1]),
+                operands[0],
+                (self._mixed(cts[0], key, norm.probes), cts[0]),
+            )
         if convolution_norm(*sizes, self.choice)[0] == "Gram":
-            return self._few(self._gram_squared_norm, operands[0], cts[0])
-        return self._squared_product(operands[0], cts[0])
+            return self._few(self._of_gram, operands[0], cts[0])
+        return self._few(lambda x, ct: self._of_product(x, ct, ct), operands[0], cts[0])
 
-    def _gram_squared_norm(self, x: Array, ct: Array) -> Array:
+    def _of_gram(self, x: Array, ct: Array) -> Array:
         a, g = self._patches(x, ct)
-        return outer_squared_norm(self._with_groups(a), self._with_groups(g), "gram")
+        precision, examples = self.eqn.params["precision"], self.choice.examples
+        return outer_certificate(
+            self._with_groups(a), self._with_groups(g), "gram", precision=precision, examples=examples
+        )
 
-    def _squared_product(self, x: Array, ct: Array) -> Array:
-        return self._few(lambda x, ct: jnp.sum(jnp.square(self._product(x, ct))), x, ct)
+    def _of_product(self, x: Array, found_from: Array, ct: Array) -> Array:
+        """Certificate of one example's gradient, its norm found from a product with `found_from`."""
+        a, g = self._patches(x, ct)
+        squared = jnp.sum(jnp.square(self._product(x, found_from)))
+        dtype, precision, examples = wide_dtype(ct.dtype), self.eqn.params["precision"], self.choice.examples
+        estimated = found_from is not ct
+        return of_product(squared, magnitude(a, g), self.sizes(ct.shape), dtype, precision, examples, estimated)
+
+    def terms(self, ct_shape: tuple[int, ...]) -> int:
+        """Output positions."""
+        return self.sizes(ct_shape)[1]
+
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One product over a few examples and the output positions, then the next; off a CPU one over the batch."""
+        _, _, c, p = self.sizes(ct_shape)
+        examples = self.choice.examples
+        rows = examples
+        if jax.default_backend() == "cpu":
+            rows = chunk_size(examples // shards_of(examples), self._together(ct_shape))
+        return Accumulation(
+            rows, sum_unit(rows * terms, c, p, dtype, self.eqn.params["precision"]), math.ceil(examples / rows) - 1
+        )
+
+    def _together(self, ct_shape: tuple[int, ...]) -> int:
+        """How many examples are multiplied at a time, at most."""
+        _, t, _, _ = self.sizes(ct_shape)
+        return max(alive_elements() // max(1, self._alive(ct_shape)), -(-_SUM_ROWS // max(1, t)))
 
     def _with_groups(self, x: Array) -> Array:
         """With an axis for groups, also if there is one only."""
@@ -127,9 +162,8 @@ class Convolved(Use):
             return self._folded_gradient(weights, x, cts[0])
         # Patches and a product take no longer there than the convolution's own backward pass, nor in a loop, where
         # XLA's convolutions are slow.
-        _, t, _, _ = self.sizes(cts[0].shape[1:])
         precision = self.eqn.params["precision"]
-        most = max(alive_elements() // max(1, self._alive(cts[0].shape[1:])), -(-_SUM_ROWS // max(1, t)))
+        most = self._together(cts[0].shape[1:])
 
         def add(total: Array, part: Any) -> tuple[Array, None]:
             weights, x, ct = part
@@ -176,7 +210,7 @@ class Convolved(Use):
         batched: dict[int, bool],
         cts: Any,
         keys: Key[Array, "*each"] | None = None,
-    ) -> tuple[Float[Array, " batch"], Array]:
+    ) -> tuple[Float[Array, "batch 4"], Array]:
         """A few examples' gradients at a time: squared, weighted, added up."""
         del keys
         size = cts[0].shape[0]
@@ -186,12 +220,12 @@ class Convolved(Use):
         def add(total: Array, part: Any) -> tuple[Array, Array]:
             x, ct, rest = part
             found = jax.vmap(lambda x, ct: self._product(x, ct, precision))(x, ct)
-            norms = jnp.sum(jnp.square(found), axis=tuple(range(1, found.ndim)))
+            norms = jax.vmap(lambda product: of_array(product, self.choice.examples))(found)
             return total + weighted_total(weigh(norms, rest), found), norms
 
         most = alive_elements() // max(1, self._alive(cts[0].shape[1:]))
         total, norms = self._in_chunks(add, most, cts[0], (x, cts[0], rest))
-        return norms.reshape(size), self._window.unfold(total)
+        return norms.reshape(size, -1), self._window.unfold(total)
 
     def _in_chunks(
         self, add: Callable[[Array, Any], tuple[Array, Any]], most: int, ct: Array, parts: Any

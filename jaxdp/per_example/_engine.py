@@ -1,6 +1,7 @@
 """One microbatch: norms, sums and clipped sums from as few passes as a method needs."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,11 +9,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
+from jaxdp._wide import as_like, as_real
+from jaxdp.norms import TERMS, certified_norm
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._closing import closing
 from jaxdp.per_example._families import group_norms
 from jaxdp.per_example._groups import Groups, resolve_groups
-from jaxdp.per_example._materialize import materialize, stacked_squared_norms, stacked_weighted_sum
+from jaxdp.per_example._materialize import (
+    materialize,
+    stacked_certificates,
+    stacked_squared_norms,
+    stacked_weighted_sum,
+)
 from jaxdp.per_example._operand_views import OperandViews
 from jaxdp.per_example._patterns import Finishing
 from jaxdp.per_example._plan import Assignment, assign, assign_norms, own_key
@@ -26,23 +35,29 @@ from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
 
 PyTree = Any
 
+# By how much a second pass may find an example larger than the first one did: its program rounds in other places.
+_SECOND_PASS, _SECOND_NARROW_PASS = 2.0**-18, 2.0**-9
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
     """A loss with its parameters, traced: what is asked of one microbatch after the other."""
+
+    __repr__ = of_shapes
 
     loss: Callable
     params: PyTree
     traced: Traced
     method: str
     key: PRNGKeyArray | None = None
+    limit: float = math.inf
 
     def squared_norms(self, batch: PyTree, groups: Groups, rows: Int[Array, " batch"]) -> Float[Array, "batch groups"]:
         """Squared norm of every example's gradient in every group; `rows` are the examples' places in the batch."""
         if self.method == "materialize":
             return stacked_squared_norms(self._materialized(batch), groups)
         found = self._pass(batch, groups, assign_norms(self.traced, groups), rows=rows)
-        return found.norms(jnp.ones(found.size, jnp.float32))
+        return found.certificates(jnp.ones(found.size, jnp.float32))[:, 0]
 
     def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
         """Sum of the examples' gradients with weights known beforehand: one backward pass, nothing kept."""
@@ -63,16 +78,16 @@ class Engine:
         rows: Int[Array, " batch"],
     ) -> tuple[Float[Array, "batch groups"], PyTree]:
         """Squared norms and the clipped sum. Examples that are not alive have norm zero and are left out."""
-        weigh = weighing(weight_fn, thresholds is not None)
+        weigh = weighing(weight_fn, thresholds is not None, self.limit)
         if self.method == "materialize":
             grads = self._materialized(batch)
-            norms = jnp.where(alive[:, None], stacked_squared_norms(grads, groups), 0)
-            weights = weigh(norms, None if thresholds is None else thresholds[None, :])
-            return norms, stacked_weighted_sum(grads, jnp.where(alive[:, None], weights, 0), groups)
+            found = jnp.where(alive[:, None, None], stacked_certificates(grads, groups, self.traced.examples), 0)
+            weights = weigh(jnp.swapaxes(found, 1, 2), None if thresholds is None else thresholds[None, :])
+            return found[:, 0], stacked_weighted_sum(grads, jnp.where(alive[:, None], weights, 0), groups)
         assignment = assign(self.traced, groups, self.method, _size(batch))
         found = self._pass(batch, groups, assignment, weigh, thresholds, rows)
-        norms, totals = found.clipped(alive.astype(jnp.float32))
-        return norms, self._tree(totals)
+        certificates, totals = found.clipped(alive.astype(jnp.float32))
+        return certificates[:, 0], self._tree(totals)
 
     def _pass(
         self,
@@ -97,6 +112,18 @@ class Engine:
 
 def _size(batch: PyTree) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _unless_larger(
+    norms: Float[Array, "batch 4 groups"],
+    first: Float[Array, "batch 4 groups"],
+    second: Float[Array, "batch 4 groups"],
+    allowance: float,
+) -> Float[Array, "batch 4 groups"]:
+    """The certificates, infinite where a second pass found more than was allowed for after the first."""
+    sizes = lambda x: jnp.stack([certified_norm(jnp.swapaxes(x, 1, 2), math.inf), jnp.sqrt(x[:, -1])])
+    more = ~jnp.all(sizes(second) <= sizes(first) * (1 + allowance), axis=0)
+    return jnp.where(jnp.any(more, axis=-1)[:, None, None], jnp.inf, norms)
 
 
 class _Pass:
@@ -142,6 +169,8 @@ class _Pass:
                 randomized=traced.randomized,
                 projections=traced.projections,
                 parts=traced.parts,
+                examples=traced.examples,
+                tables=traced.tables,
             )
             shadows = [
                 Shadow(t, owns.get(i), slots[i], limits[i], keys.get(i), bases.get(i)) for i, t in enumerate(totals)
@@ -159,22 +188,22 @@ class _Pass:
         every = lambda x: jnp.zeros((self.size, *x.shape), x.dtype)
         self._totals = [zero_total(leaf, traced.projections.get(i)) for i, leaf in enumerate(leaves)]
         owns = {i: every(t) for i, t in enumerate(self._totals) if modes[i] is Mode.OWN}
-        slots = [jnp.zeros((self.size, *stack), jnp.float32) for stack in groups.stacks]
+        slots = [jnp.zeros((self.size, *stack, TERMS), jnp.float32) for stack in groups.stacks]
         reports = {part.key: jax.tree.map(every, part.zeros()) for part in assignment.parts()}
         (self.values, self._gates), self._pull, self._integers = jax.vjp(
             batched, self._totals, owns, slots, reports, has_aux=True
         )
 
     def pull(self, ct: Float[Array, " batch"], weights: Array | None) -> tuple[list[Array], Array, dict[Key, Report]]:
-        """One backward pass: totals, the norms of groups found in slots, and the reports."""
+        """One backward pass: totals, the certificates of groups found in slots, and the reports."""
         gates = {key: self._gate(key, gate, weights) for key, gate in self._gates.items()}
         totals, owns, slots, reports = self._pull((ct.astype(self.values.dtype), gates))
-        found = [
-            (self.groups.of_leaf[i], slot.reshape(self.size, -1)) for i, slot in enumerate(slots) if i in self._norms_in
-        ]
-        norms = add_up(len(self.groups), found) if found else jnp.zeros((self.size, len(self.groups)), jnp.float32)
+        of_leaf = lambda slot: jnp.swapaxes(slot.reshape(self.size, -1, TERMS), 1, 2)
+        found = [(self.groups.of_leaf[i], of_leaf(slot)) for i, slot in enumerate(slots) if i in self._norms_in]
+        nothing = jnp.zeros((self.size, TERMS, len(self.groups)), jnp.float32)
+        norms = add_up(len(self.groups), found) if found else nothing
         reports = {key: Report(r.kept | self._integers[key], r.cts) for key, r in reports.items()}
-        reports.update({own_key(leaf): Report({}, [own]) for leaf, own in owns.items()})
+        reports.update({own_key(leaf): Report({}, [as_real(own)]) for leaf, own in owns.items()})
         return totals, norms, reports
 
     def _gate(self, key: Key, gate: Array, weights: Array | None) -> Array:
@@ -189,8 +218,8 @@ class _Pass:
         mine = spread(weights, self.groups.of_leaf[site.leaf])
         return jnp.broadcast_to(mine.reshape(shape), gate.shape).astype(gate.dtype)
 
-    def norms(self, ct: Float[Array, " batch"]) -> Float[Array, "batch groups"]:
-        """Squared norms: one backward pass."""
+    def certificates(self, ct: Float[Array, " batch"]) -> Float[Array, "batch 4 groups"]:
+        """What is known of the norms: one backward pass."""
         _, norms, reports = self.pull(ct, None)
         pieces = [(tuple(range(len(self.groups))), norms)]
         for family, numbers in self.assignment.families:
@@ -207,10 +236,15 @@ class _Pass:
     def _mine(self, family: Any, reports: dict[Key, Report]) -> dict[Key, Report]:
         return {part.key: reports[part.key] for m in family.members for part in m.parts}
 
-    def clipped(self, ct: Float[Array, " batch"]) -> tuple[Float[Array, "batch groups"], list[Array]]:
-        """Squared norms and clipped sums: one backward pass, and a second one where a sum has to wait for norms."""
+    def clipped(self, ct: Float[Array, " batch"]) -> tuple[Float[Array, "batch 4 groups"], list[Array]]:
+        """Certificates and clipped sums: one backward pass, and a second one where a sum has to wait for norms.
+
+        What the second pass adds up is not what the first one measured, to the last bit. So it measures again, and an
+        example whose gradient it finds larger than allowed for is reported as if it were not finite.
+        """
         modes = self.assignment.modes
         totals, norms, reports = self.pull(ct, None)
+        in_slots = norms
         found: dict[Key, Array] = {}
         pieces: list[tuple[tuple[int, ...], Array]] = []
         finishing = Finishing(self.weigh, self._each_example_keys)
@@ -223,16 +257,20 @@ class _Pass:
             pieces.append((numbers, own_norms))
             found.update(sums)
         done = {group for groups, _ in pieces for group in groups}
-        pieces += [((g,), norms[:, g : g + 1]) for g in range(len(self.groups)) if g not in done]
+        pieces += [((g,), norms[..., g : g + 1]) for g in range(len(self.groups)) if g not in done]
         norms = add_up(len(self.groups), pieces)
         here = {m.leaf for family, _ in self.assignment.families for m in family.members}
         at_uses = self._operand_totals(found)
         totals = [at_uses[leaf] if leaf in here else total for leaf, total in enumerate(totals)]
         if Mode.GHOST in modes.values():
             limits = None if self.thresholds is None else self.thresholds[None, :]
-            weights = self.weigh(norms, limits)
-            second, _, _ = self.pull(ct, weights)
+            narrow = any(jnp.finfo(ct.dtype).bits < 32 for site in self.traced.sites.values() for ct in site.cts)
+            allowance = _SECOND_NARROW_PASS if narrow else _SECOND_PASS
+            careful = self.weigh.allowing(allowance)
+            weights = careful(jnp.swapaxes(norms, 1, 2), limits)
+            second, again, _ = self.pull(ct, weights)
             totals = [second[i] if modes[i] is Mode.GHOST else total for i, total in enumerate(totals)]
+            norms = _unless_larger(norms, in_slots, again, allowance)
         return norms, totals
 
     def _operand_totals(self, found: dict[Key, Array]) -> list[Array]:
@@ -246,8 +284,8 @@ class _Pass:
         totals = self._totals
         if at_uses:
             primal, pull = jax.vjp(self._operand_views(frozenset(at_uses)), self._totals)
-            (totals,) = pull({key: at_uses[key].astype(x.dtype) for key, x in primal.items()})
-        return [whole[leaf].astype(t.dtype) if leaf in whole else t for leaf, t in enumerate(totals)]
+            (totals,) = pull({key: as_like(at_uses[key], x) for key, x in primal.items()})
+        return [as_like(whole[leaf], t) if leaf in whole else t for leaf, t in enumerate(totals)]
 
     def _sites_by_leaf(self) -> dict[int, dict[Key, Any]]:
         return {leaf: self.traced.sites_of(leaf) for leaf in range(len(self.leaves))}
@@ -255,11 +293,13 @@ class _Pass:
     def _operand_views(self, wanted: frozenset[Key]) -> Callable:
         """What uses see of the totals, as a function of them."""
         stacks = dict(enumerate(self.groups.stacks))
-        views = OperandViews(modes={}, stacks=stacks, sites=dict(self.traced.sites), wanted=wanted)
+        views = OperandViews(
+            modes={}, stacks=stacks, sites=dict(self.traced.sites), wanted=wanted, tables=self.traced.tables
+        )
         example = jax.tree.map(lambda x: x[0], self.batch)
 
         def view(totals: list[Array]) -> dict[Key, Array]:
-            shadows = [Shadow(t, None, jnp.zeros(stacks[leaf], jnp.float32)) for leaf, t in enumerate(totals)]
+            shadows = [Shadow(t, None, jnp.zeros((*stacks[leaf], TERMS), jnp.float32)) for leaf, t in enumerate(totals)]
             weights = [weight_of(i, x, s) for i, (x, s) in enumerate(zip(self.leaves, shadows, strict=True))]
             return self.traced.evaluate(views, weights, example)[1]
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from jaxdp._numbers import is_whole
+from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
 from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
 from jaxdp.per_example import _check
@@ -83,7 +85,7 @@ def explain(
       for every rank.
 
     Raises:
-      TypeError: a leaf of `params` has no gradient, or the loss is not a floating-point scalar.
+      TypeError: a leaf of `params` has no gradient, or the loss is not a real floating-point scalar.
       ValueError: an argument that `per_example_grad` would refuse; ranks without a noise multiplier.
 
     Example:
@@ -160,7 +162,7 @@ def _rank_costs(
 
 def _check_ranks(ranks: Sequence[int], noise_multiplier: float | int | None) -> None:
     for rank in ranks:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        if not is_whole(rank) or rank < 1:
             raise ValueError(f"ranks has {rank!r}: give whole numbers of at least 1.")
     if ranks and noise_multiplier is None:
         raise ValueError("noise_multiplier is missing: what a rank costs depends on the noise, so give it with ranks.")
@@ -169,6 +171,8 @@ def _check_ranks(ranks: Sequence[int], noise_multiplier: float | int | None) -> 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
     """The rows of the table."""
+
+    __repr__ = of_shapes
 
     traced: Traced
     groups: Groups

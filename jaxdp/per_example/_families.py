@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxdp._wide import wide_dtype
-from jaxdp.norms import NormChoice, factored_squared_norm, mixed_factored_squared_norm, row_squared_norm
+from jaxdp._wide import real_dtype, wide_dtype
+from jaxdp.norms import TERMS, NormChoice, factored_certificate, mixed_factored_certificate, of_array, rows_certificate
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._taps import Key, Report
@@ -38,7 +38,8 @@ class Part:
     @property
     def use(self) -> Use:
         """The rule for what is reported: a gradient that is kept as it is, is its own rule."""
-        return self.site.use if self.in_factors else Escaped(None, 0)
+        kept = NormChoice(examples=self.site.use.choice.examples)
+        return self.site.use if self.in_factors else Escaped(None, 0, kept)
 
     @property
     def lead(self) -> tuple[Loop, ...]:
@@ -55,7 +56,7 @@ class Part:
         lead = tuple(loop.length for loop in self.lead)
         if not self.in_factors:
             shape = self.site.use.weight_shape(self.site.cts)
-            return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(self.site.cts[0].dtype))])
+            return Report({}, [jnp.zeros((*lead, *shape), wide_dtype(real_dtype(self.site.cts[0].dtype)))])
         floats = {i: s for i, s in self.site.operands.items() if jnp.issubdtype(s.dtype, jnp.floating)}
         zero = lambda s: jnp.zeros((*lead, *s.shape), s.dtype)
         return Report({i: zero(s) for i, s in floats.items()}, [zero(s) for s in self.site.cts])
@@ -116,15 +117,15 @@ def finish(
     family: Family,
     weigh: Weighing,
     thresholds: Float[Array, " groups"] | None,
-    others: Float[Array, " groups"],
+    others: Float[Array, "4 groups"],
     reports: dict[Key, Report],
     unbatched: dict[int, Array],
     keys: dict[int, ProbeKeys],
     once: Once = lambda of, fn: fn,
-) -> tuple[Float[Array, " groups"], dict[Key, Array]]:
-    """Squared norms of one example in a family's groups, and the clipped sums over the batch, operand by operand.
+) -> tuple[Float[Array, "4 groups"], dict[Key, Array]]:
+    """One example's certificates in a family's groups, and the clipped sums over the batch, operand by operand.
 
-    `others` are the squared norms of what else belongs to these groups; `unbatched` has an entry of each leaf's sum,
+    `others` are the certificates of what else belongs to these groups; `unbatched` has an entry of each leaf's sum,
     and `keys` those of the leaves' probes. `once` may trace a function once for all members or parts that are alike.
     """
     canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
@@ -137,9 +138,9 @@ def finish(
         report = canonical[part.key]
         threshold = None if thresholds is None else thresholds[0]
         key, unit = keys.get(last.leaf), unbatched[last.leaf]
-        norm, total = clipped(part.use, weigh, norms[0], threshold, unit, report.kept, report.cts, key)
-        norms, totals[part.key] = norm[None], total
-    weights = weigh(norms, thresholds)
+        norm, total = clipped(part.use, weigh, norms[:, 0], threshold, unit, report.kept, report.cts, key)
+        norms, totals[part.key] = norm[:, None], total
+    weights = weigh(norms.T, thresholds)
     for member in rest:
         for part in member.parts:
             by_entry = spread(weights, member.groups)
@@ -163,32 +164,32 @@ def group_norms(
     canonical: dict[Key, Report],
     keys: dict[int, ProbeKeys],
     once: Once = lambda of, fn: fn,
-) -> Float[Array, " groups"]:
-    """Squared norms of one example, from factors."""
+) -> Float[Array, "4 groups"]:
+    """One example's certificates, from factors."""
     if not members:
-        return jnp.zeros(num_groups, jnp.float32)
+        return jnp.zeros((TERMS, num_groups), jnp.float32)
 
-    def norms(member: Member) -> Float[Array, " entries"]:
+    def norms(member: Member) -> Float[Array, "4 entries"]:
         find = once(member, functools.partial(_entry_norms, member))
         return find([canonical[part.key] for part in member.parts], keys.get(member.leaf))
 
     return add_up(num_groups, [(member.groups, norms(member)) for member in members])
 
 
-def _entry_norms(member: Member, reports: list[Report], key: ProbeKeys | None) -> Float[Array, " entries"]:
-    """Squared norm of every entry of one leaf's stack."""
+def _entry_norms(member: Member, reports: list[Report], key: ProbeKeys | None) -> Float[Array, "4 entries"]:
+    """The certificate of every entry of one leaf's stack."""
     entries = len(member.groups)
 
-    def by_entry(norms: Array) -> Array:
-        return norms if norms.shape == (entries,) else jnp.sum(norms.reshape(entries, -1), axis=1)
+    def by_entry(norms: Float[Array, "slices 4"]) -> Array:
+        return norms.T if norms.shape[0] == entries else jnp.sum(norms.reshape(entries, -1, TERMS), axis=1).T
 
     def apart(part: Part, report: Report) -> Array:
         if part.in_factors:
             return by_entry(_each(_norm_of(part), report, part, key))
         # Gradients as they are, of all slices at once: a loop over them would be one more to compile.
         (gradient,) = report.cts
-        axes = tuple(range(1 if part.slices else 0, gradient.ndim))
-        return by_entry(jnp.sum(jnp.square(gradient), axis=axes).astype(jnp.float32).reshape(-1))
+        slices = gradient if part.slices else gradient[None]
+        return by_entry(jax.vmap(lambda x: of_array(x, part.use.choice.examples))(slices))
 
     if adds_up([part.site for part in member.parts], [part.steps for part in member.parts]):
         norms = [apart(part, report) for part, report in zip(member.parts, reports, strict=True)]
@@ -199,34 +200,35 @@ def _entry_norms(member: Member, reports: list[Report], key: ProbeKeys | None) -
         every = [(part, with_steps(part, r)) for part, r in zip(member.parts, reports, strict=True)]
         factors = [part.use.factors(r.kept, r.cts) for part, r in every]
         layouts = [part.use.layout(part.site.axes) if part.site.axes is not None else None for part in member.parts]
-        return _joint_norm(factors, layouts, member.parts[0].use.choice, key)
+        return _joint_norm(factors, layouts, member.parts[0].use, key)
 
     return by_entry(_each(joint, reports, member.parts[0], key))
 
 
 def _each(
     norm: Callable[[Any, Any], Array], reports: Any, part: Part, key: ProbeKeys | None
-) -> Float[Array, " slices"]:
+) -> Float[Array, "slices 4"]:
     """`norm` of every slice, one after the other: only one slice's intermediates are alive."""
     if not part.slices:
-        return norm(reports, key).astype(jnp.float32)[None]
+        return norm(reports, key)[None]
     if key is None or not key.shape:
-        return jax.lax.map(lambda r: norm(r, key).astype(jnp.float32), reports)
-    return jax.lax.map(lambda rk: norm(*rk).astype(jnp.float32), (reports, key.reshape(-1)))
+        return jax.lax.map(lambda r: norm(r, key), reports)
+    return jax.lax.map(lambda rk: norm(*rk), (reports, key.reshape(-1)))
 
 
 def _norm_of(part: Part) -> Callable[[Report, PRNGKeyArray | None], Array]:
     first = lambda r: jax.tree.map(lambda x: x[0], r) if part.repeats else r
-    return lambda r, key: part.use.squared_norm(first(r).kept, first(r).cts, key)
+    return lambda r, key: part.use.certificate(first(r).kept, first(r).cts, key)
 
 
 def _joint_norm(
     factors: Sequence[Outer | Rows],
     layouts: Sequence[Layout | None],
-    choice: NormChoice,
+    use: Use,
     key: ProbeKeys | None,
-) -> Float[Array, ""]:
-    """Squared norm of a sum of factored gradients of one leaf, cross terms included."""
+) -> Float[Array, "4"]:
+    """Certificate of a sum of factored gradients of one leaf, cross terms included."""
+    precision = None if use.eqn is None else use.eqn.params.get("precision")
     rows = [f for f in factors if isinstance(f, Rows)]
     # Row numbers stand for the first factor; without a table any use may say which factor is the first.
     leader = next((x for f, x in zip(factors, layouts, strict=True) if isinstance(f, Rows)), layouts[0])
@@ -236,12 +238,12 @@ def _joint_norm(
         if isinstance(f, Outer)
     ]
     if not outers:
-        return row_squared_norm(*(jnp.concatenate(x) for x in zip(*rows, strict=True)))
+        return rows_certificate(*(jnp.concatenate(x) for x in zip(*rows, strict=True)), examples=use.choice.examples)
     a, g = (jnp.concatenate(x, axis=1) for x in zip(*outers, strict=True))
     if not rows:
-        return factored_squared_norm(a, g, choice, key)
+        return factored_certificate(a, g, use.choice, key, precision)
     ids, values = (jnp.concatenate(x) for x in zip(*rows, strict=True))
-    return mixed_factored_squared_norm(a[0], g[0], ids, values, choice, key)
+    return mixed_factored_certificate(a[0], g[0], ids, values, use.choice, key, precision)
 
 
 def _weighted_sum(part: Part, by_entry: Float[Array, " entries"], report: Report, unbatched: Array) -> Array:

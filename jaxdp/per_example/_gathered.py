@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jaxdp._wide import wide
-from jaxdp.norms import row_squared_norm
+from jaxdp.norms import summed_rows, summed_rows_certificate
 from jaxdp.per_example._use import Layout, Operands, Rows, Use
 
 
@@ -27,6 +28,7 @@ class Gathered(Use):
         )
 
     saved = (1,)
+    bilinear = True
 
     def _rows(self, ids: Array, ct: Array, lead: int) -> tuple[Array, Array]:
         """Row numbers `[*lead, T]` and their cotangents `[*lead, T, *row]`; rows outside the table get zero."""
@@ -47,13 +49,17 @@ class Gathered(Use):
         ids, rows = self._rows(operands[1], cts[0], 0)
         return jnp.zeros(self.eqn.invars[0].aval.shape, rows.dtype).at[ids].add(rows)
 
-    def squared_norm(
+    def _summed(self, ids: Array, ct: Array) -> tuple[Array, Array]:
+        """One example's rows, with those that are read more than once added up: what is squared, and what is summed."""
+        ids, rows = self._rows(ids, ct, 0)
+        return summed_rows(ids, rows.reshape(ids.shape[0], -1))
+
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
+    ) -> Float[Array, "4"]:
         """Rows read more than once add up before they are squared: cheap enough to be exact always."""
         del key
-        ids, rows = self._rows(operands[1], cts[0], 0)
-        return row_squared_norm(ids, rows.reshape(ids.shape[0], -1))
+        return summed_rows_certificate(self._summed(operands[1], cts[0])[1], self.choice.examples)
 
     def weighted_sum(
         self,
@@ -62,12 +68,9 @@ class Gathered(Use):
         batched: dict[int, bool],
         cts: Sequence[Array],
     ) -> Array:
-        """One scatter-add over all rows that the batch touches."""
-        ids = operands[1]
-        if not batched[1]:
-            ids = jnp.broadcast_to(ids, (weights.shape[0], *ids.shape))
-        ids, rows = self._rows(ids, cts[0], 1)
-        rows = weights.astype(rows.dtype).reshape((-1,) + (1,) * (rows.ndim - 1)) * rows
+        """One scatter-add over all rows that the batch touches, those of an example after they were added up."""
+        ids, rows = jax.vmap(self._summed, in_axes=(0 if batched[1] else None, 0))(operands[1], cts[0])
+        rows = weights.astype(rows.dtype)[:, None, None] * rows
         shape = self.eqn.invars[0].aval.shape
         return jnp.zeros(shape, rows.dtype).at[ids.reshape(-1)].add(rows.reshape(-1, *shape[1:]))
 

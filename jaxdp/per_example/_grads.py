@@ -8,25 +8,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._shards import batch_sharded
+from jaxdp._wide import is_complex
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import _check
 from jaxdp.per_example._engine import Engine
 from jaxdp.per_example._finite import finite_only, slow_in_loops, with_donors, zero_unless
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example._inert import Inert
+from jaxdp.per_example._inert import Private
 from jaxdp.per_example._materialize import materialize
 from jaxdp.per_example._microbatches import reduce_microbatches
 from jaxdp.per_example._placement import Placement
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import Projection, check_projection, project_stacked
+from jaxdp.per_example._slack import Slack, slack_of_sum
 from jaxdp.per_example._traced import Traced, trace, zero_total
 
 PyTree = Any
 WeightFn = Callable[[Any], Any]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PerExampleGrads(Inert):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class PerExampleGrads(Private):
     r"""The gradients $g_1, \dots, g_B$ of a batch's examples, never stored unless asked for.
 
     Not a pytree on purpose: `jax.tree.map` over it (scaling it, say) would silently change a sensitivity. Nothing is
@@ -36,11 +39,13 @@ class PerExampleGrads(Inert):
     Attributes:
       batch_size: the padded batch's size B, a public constant.
       placement: where batch and parameters lie on a mesh; None on one device.
+      shuffled: whether the examples are said to lie in a secret, uniformly random order.
     """
 
-    _refusal = (
-        "per-example gradients reached arithmetic before they were clipped: start the chain with "
-        "jaxdp.transforms.clip and add_gaussian_noise (or dpsgd), and put the optimiser after them."
+    _what = "per-example gradients reached arithmetic before they were clipped"
+    _advice = (
+        "start the chain with jaxdp.transforms.clip and add_gaussian_noise (or dpsgd), and put the optimiser, "
+        "MultiSteps and every other wrapper behind the noise"
     )
 
     _loss: Callable
@@ -53,6 +58,7 @@ class PerExampleGrads(Inert):
     batch_size: int
     _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
     placement: Placement | None = None
+    shuffled: bool = False
     _traces: dict[Norm, Traced] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -174,6 +180,22 @@ class PerExampleGrads(Inert):
         """The clipping groups that a specification means for this model: layers scanned over are told apart."""
         return resolve_groups(spec, self._params, self._trace().stacks)
 
+    def slack(self, norm: Norm = EXACT) -> Slack:
+        r"""What rounding may add to an example's influence on the clipped sum, as a share s of the clipping norm.
+
+        Args:
+          norm: as in `clipped_sum`.
+
+        Returns:
+          A `Slack` of public numbers: `total` is s, so that a sum clipped to R moves by at most $(1 + s) R$ when an
+          example comes or goes; `per_example` is the share by which one example may move rounding errors.
+
+        References:
+          docs/floating_point.md.
+        """
+        with batch_sharded(None if self.placement is None else self.placement.batch):
+            return slack_of_sum(self._trace(norm), self.batch_size, self._microbatch_size, self.shuffled)
+
     def matrices(self) -> PyTree:
         """Which parameters the loss uses as matrices only, and along which axes.
 
@@ -238,7 +260,9 @@ class PerExampleGrads(Inert):
     def _matrices(self) -> list[Any]:
         traced = trace(self._loss, self._params, self._batch, self._rules)
         return [
-            matrix_axes(list(traced.sites_of(leaf).values()), jnp.ndim(x), traced.stacks[leaf])
+            "it is complex"
+            if is_complex(x)
+            else matrix_axes(list(traced.sites_of(leaf).values()), jnp.ndim(x), traced.stacks[leaf])
             for leaf, x in enumerate(jax.tree.leaves(self._params))
         ]
 
@@ -282,9 +306,9 @@ class PerExampleGrads(Inert):
         check_norm(norm)
         if key is None and not isinstance(norm, Exact):
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
-        return Engine(
-            self._loss, self._params, self._trace(norm), self._method, None if isinstance(norm, Exact) else key
-        )
+        limit = self.slack(norm).per_example
+        key = None if isinstance(norm, Exact) else key
+        return Engine(self._loss, self._params, self._trace(norm), self._method, key, limit)
 
     def _trace(self, norm: Norm = EXACT) -> Traced:
         """The loss and its uses of parameters, traced once: groups, norms and sums all ask for them."""
@@ -293,9 +317,14 @@ class PerExampleGrads(Inert):
             randomized = None if isinstance(norm, Exact) else norm
             projections = dict(self._projections)
             self._traces[norm] = trace(
-                self._loss, self._params, self._batch, self._rules, randomized, projections, parts
+                self._loss, self._params, self._batch, self._rules, randomized, projections, parts, self._together
             )
         return self._traces[norm]
+
+    @property
+    def _together(self) -> int:
+        """How many examples' terms meet in one product."""
+        return self.batch_size if self._microbatch_size is None else min(self._microbatch_size, self.batch_size)
 
     def _rows(self) -> Int[Array, " batch"]:
         """Places of the examples in the logical batch."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdp._numbers import is_number
 from jaxdp.per_example._blocks import Blocks, Entry, block_names, blocks_of, list_entries
 from jaxdp.per_example._check import leaf_name
 
@@ -104,7 +105,7 @@ def certain_names(spec: GroupSpec, params: PyTree) -> tuple[Hashable, ...] | Non
 def is_prefix_tree(spec: Any) -> bool:
     """Whether this is a container of numbers or names, and so can be a prefix tree of parameters."""
     leaves = jax.tree.leaves(spec)
-    labels = all(isinstance(leaf, str | int | float) and not isinstance(leaf, bool) for leaf in leaves)
+    labels = all(isinstance(leaf, str) or is_number(leaf) for leaf in leaves)
     return bool(leaves) and not jax.tree_util.all_leaves([spec]) and labels
 
 

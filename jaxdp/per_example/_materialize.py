@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp._wide import wide_dtype
+from jaxdp._shown import of_shapes
+from jaxdp._wide import as_like, as_real, wide
+from jaxdp.norms import of_squared_norms
 from jaxdp.per_example._by_group import add_up, spread
 from jaxdp.per_example._groups import Groups
 
@@ -19,21 +21,35 @@ def stacked_squared_norms(grads: PyTree, groups: Groups) -> Float[Array, "batch 
     leaves = jax.tree.leaves(grads)
 
     def squares(leaf: Array, entries: int) -> Array:
-        wide = leaf.astype(wide_dtype(leaf.dtype)).reshape(leaf.shape[0], entries, -1)
-        return jnp.einsum("bei,bei->be", wide, wide, precision="highest").astype(jnp.float32)
+        parts = as_real(wide(leaf)).reshape(leaf.shape[0], entries, -1)
+        return jnp.einsum("bei,bei->be", parts, parts, precision="highest").astype(jnp.float32)
 
     found = zip(leaves, groups.of_leaf, strict=True)
     return add_up(len(groups), [(mine, squares(leaf, len(mine))) for leaf, mine in found])
+
+
+def stacked_certificates(grads: PyTree, groups: Groups, examples: int) -> Float[Array, "batch 4 groups"]:
+    """What is known of these norms, of gradients that are summed as they are."""
+
+    def certificates(leaf: Array, entries: int) -> Array:
+        parts = as_real(wide(leaf)).reshape(leaf.shape[0], entries, -1)
+        squares = jnp.einsum("bei,bei->be", parts, parts, precision="highest")
+        return of_squared_norms(squares, parts.shape[-1], parts.dtype, examples, axis=1)
+
+    found = zip(jax.tree.leaves(grads), groups.of_leaf, strict=True)
+    return add_up(len(groups), [(mine, certificates(leaf, len(mine))) for leaf, mine in found])
 
 
 def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], groups: Groups) -> PyTree:
     """Sum over the batch of weight * gradient; a weight of zero drops the example even if it is NaN."""
 
     def contract(leaf: Array, mine: tuple[int, ...]) -> Array:
-        entries = leaf.reshape(leaf.shape[0], len(mine), -1)
-        weight = spread(weights, mine).astype(wide_dtype(leaf.dtype))
-        kept = jnp.where(weight[..., None] == 0, 0, entries.astype(weight.dtype))
-        return jnp.einsum("bei,be->ei", kept, weight, precision="highest").reshape(leaf.shape[1:])
+        parts = as_real(wide(leaf))
+        entries = parts.reshape(leaf.shape[0], len(mine), -1)
+        weight = spread(weights, mine).astype(entries.dtype)
+        kept = jnp.where(weight[..., None] == 0, 0, entries)
+        total = jnp.einsum("bei,be->ei", kept, weight, precision="highest").reshape(parts.shape[1:])
+        return as_like(total, wide(leaf))
 
     leaves, treedef = jax.tree.flatten(grads)
     return treedef.unflatten([contract(x, g) for x, g in zip(leaves, groups.of_leaf, strict=True)])
@@ -41,6 +57,8 @@ def stacked_weighted_sum(grads: PyTree, weights: Float[Array, "batch groups"], g
 
 class Materialized(NamedTuple):
     """One microbatch with all its gradients."""
+
+    __repr__ = of_shapes
 
     values: Array
     aux: PyTree

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool
 
 from jaxdp._shards import apart, batch_sharded, together
 from jaxdp.per_example._placement import Placement
+from jaxdp.per_example._slack import is_compensated
 
 PyTree = Any
 
@@ -30,6 +31,19 @@ def reduce_microbatches(
         if microbatch_size is None:
             return fn(batch, mask, *per_example)
         return _loop(fn, batch, mask, microbatch_size, per_example, 1 if placement is None else placement.shards)
+
+
+def _add_compensated(total: tuple[PyTree, PyTree], terms: PyTree) -> tuple[PyTree, PyTree]:
+    """Sums, and what rounding took from them (Knuth's exact error of an addition)."""
+
+    def add(high: Array, low: Array, term: Array) -> tuple[Array, Array]:
+        new = high + term
+        part = new - high
+        return new, low + ((high - (new - part)) + (term - part))
+
+    leaves, treedef = jax.tree.flatten(terms)
+    found = [add(*each) for each in zip(*map(treedef.flatten_up_to, total), leaves, strict=True)]
+    return treedef.unflatten([x for x, _ in found]), treedef.unflatten([x for _, x in found])
 
 
 def _loop(
@@ -57,29 +71,34 @@ def _loop(
     grouped = lambda x: x.reshape((*x.shape[:axis], count, own, *x.shape[axis + 1 :]))
     inputs = jax.tree.map(grouped, (batch, mask, per_example))
 
+    compensated = is_compensated(count, mask.size)
+    add = _add_compensated if compensated else lambda total, terms: jax.tree.map(jnp.add, total, terms)
+    zeros = lambda structs: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structs)
+
     def microbatch(i: Array) -> tuple[PyTree, PyTree]:
         part = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, axis, keepdims=False), inputs)
         part, part_mask, rest = part if shards == 1 else jax.tree.map(together, part)
         return fn(part, part_mask, *rest)
 
-    def body(i: Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    def body(i: Array, carry: tuple[PyTree, Any]) -> tuple[PyTree, Any]:
         stacked, summed = carry
         rows, terms = microbatch(i)
         rows = rows if shards == 1 else jax.tree.map(lambda x: apart(x, shards), rows)
         stacked = jax.tree.map(lambda buf, x: jax.lax.dynamic_update_index_in_dim(buf, x, i, axis), stacked, rows)
-        return stacked, jax.tree.map(jnp.add, summed, terms)
+        return stacked, add(summed, terms)
 
     rows, terms = jax.eval_shape(microbatch, jnp.int32(0))
     head = (count,) if shards == 1 else (shards, count)
     start = (
         jax.tree.map(lambda s: jnp.zeros((*head, own, *s.shape[1:]), s.dtype), rows),
-        jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), terms),
+        (zeros(terms), zeros(terms)) if compensated else zeros(terms),
     )
     # The trip count is data: an unrolled or padded loop would cost the worst case at every step.
     places = jnp.arange(1, padded + 1)
     last = jnp.max(jnp.where(mask, places if shards == 1 else places[None], 0))
     trips = (last + own - 1) // own
     stacked, summed = jax.lax.fori_loop(0, trips, body, start)
+    summed = jax.tree.map(jnp.add, *summed) if compensated else summed
     if shards == 1:
         return jax.tree.map(lambda x: x.reshape((padded, *x.shape[2:]))[:each], stacked), summed
     in_order = lambda x: together(x.reshape((shards, padded, *x.shape[3:]))[:, :each])

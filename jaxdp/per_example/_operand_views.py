@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._taps import Key, Port
 from jaxdp.per_example._use import Use
@@ -22,6 +23,8 @@ class OperandViews(Rewriter):
     Pulling a use's weighted sum back through it gives the parameters' weighted sums. Values that examples enter are
     replaced by zeros, as no view of a parameter depends on them.
     """
+
+    __repr__ = of_shapes
 
     wanted: frozenset[Key] = frozenset()
     once: frozenset[Path] = frozenset()  # loops of which one step tells all: they do not slice what is wanted
@@ -63,8 +66,18 @@ class OperandViews(Rewriter):
 
 def _zeros(aval: Any) -> Any:
     if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        struct: Any = jax.ShapeDtypeStruct(aval.shape, aval.dtype)
-        words = jax.eval_shape(jax.random.key_data, struct)
-        return jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype), impl=jax.random.key_impl(struct))
+        return _zero_keys(jax.ShapeDtypeStruct(aval.shape, aval.dtype))
     # Traced only where something reads it, which is nowhere but in the states of loops.
     return np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
+
+
+def _zero_keys(struct: jax.ShapeDtypeStruct) -> Array:
+    """Keys of a dtype: which generator they belong to can be asked of keys only, so of traced ones."""
+    found = []
+
+    def look(keys: Array) -> Array:
+        found.append(jax.random.key_impl(keys))
+        return jax.random.key_data(keys)
+
+    words = jax.eval_shape(look, struct)
+    return jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype), impl=found[0])

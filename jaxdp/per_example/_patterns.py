@@ -37,11 +37,11 @@ class Finishing:
         self,
         family: Family,
         limits: Float[Array, " groups"] | None,
-        others: Float[Array, "batch groups"],
+        others: Float[Array, "batch 4 groups"],
         reports: dict[Key, Report],
         keys: dict[int, ProbeKeys],
-    ) -> tuple[Float[Array, "batch groups"], dict[Key, Array]]:
-        """Squared norms of a family's groups, and its clipped sums over the batch, as `finish` gives them."""
+    ) -> tuple[Float[Array, "batch 4 groups"], dict[Key, Array]]:
+        """Certificates of a family's groups, and its clipped sums over the batch, as `finish` gives them."""
         parts = _parts(family)
         leaves = [member.leaf for member in family.members]
         program = self._programs.setdefault(pattern(family), self._program(family))

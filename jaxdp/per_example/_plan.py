@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxdp._wide import wide_dtype
-from jaxdp.norms import default_machine
+from jaxdp.norms import NormChoice, default_machine
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._costs import kept_product, norm_of_use, sum_of_use
@@ -202,7 +202,8 @@ def _family(
 def _own_part(traced: Traced, leaf: int, depth: int) -> Part:
     """A leaf's whole gradient as a report of its own."""
     loops = tuple(Loop((-1, d), n, True) for d, n in enumerate(traced.stacks[leaf][:depth]))
-    site = Site(leaf, Escaped(None, 0), True, (), None, (), True, loops, {}, ())
+    own = Escaped(None, 0, NormChoice(examples=traced.examples))
+    site = Site(leaf, own, True, (), None, (), True, loops, {}, ())
     return Part(own_key(leaf), site, loops)
 
 

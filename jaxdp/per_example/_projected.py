@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxdp._wide import wide
+from jaxdp._wide import is_complex, wide
 from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._projection import MatrixAxes, Projection, project_along, projected_shape
 from jaxdp.per_example._use import Operands, Use, product
@@ -99,6 +99,8 @@ def matrix_axes(sites: Sequence[Any], leaf_ndim: int, stack: tuple[int, ...]) ->
     for site in sites:
         if type(site.use) is not Contracted or not site.isometric:
             what = "a loop or a branch" if site.use.eqn is None else f"{site.use.eqn.primitive.name!r}"
+            if site.use.eqn is not None and any(is_complex(x.aval) for x in site.use.eqn.outvars):
+                return f"its use in {what} is complex"
             return f"its use in {what} is no matrix product with it"
         if site.axes is None:
             return "it is reshaped or cut before a matrix product"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import wide
 
 Side = Literal["smaller", "larger", "rows", "columns"]
@@ -47,6 +48,8 @@ class Projection:
       axes: the axes that are projected, in rising order. The first of them gets the length r, the others 1.
       batch: the axes along which every matrix has a P of its own, in rising order.
     """
+
+    __repr__ = of_shapes
 
     matrix: Float[Array, "*batch k r"]
     axes: tuple[int, ...]
@@ -101,7 +104,9 @@ def project_along(
 def check_projection(projection: Any, name: str, shape: tuple[int, ...], found: MatrixAxes | str) -> None:
     """Refuse what does not fit a parameter as the loss uses it; `found` says why where it is no matrix there."""
     if not isinstance(projection, Projection):
-        raise TypeError(f"the projection of {name} is {projection!r}: give a jaxdp.per_example.Projection, or None.")
+        raise TypeError(
+            f"the projection of {name} is {setting(projection)}: give a jaxdp.per_example.Projection, or None."
+        )
     if isinstance(found, str):
         raise ValueError(f"{name} cannot be projected, because {found}: leave it out of the subspace.")
     axes, batch = tuple(projection.axes), tuple(projection.batch)

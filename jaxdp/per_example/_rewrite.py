@@ -6,21 +6,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxdp._shown import of_shapes
 from jaxdp.norms import NormChoice, Randomized, Rule
 from jaxdp.per_example import _compat
+from jaxdp.per_example._active import active_carry, active_outputs
 from jaxdp.per_example._canonical import evaluated, is_convolution
 from jaxdp.per_example._compat import eval_eqn, has_equation, is_literal, sub_jaxpr
+from jaxdp.per_example._joined import as_concatenations, is_product_of_parts, product_of_parts
 from jaxdp.per_example._parted import parted_use
 from jaxdp.per_example._patchwise import as_product, is_patchwise
 from jaxdp.per_example._projected import factor_structs, projected_use
 from jaxdp.per_example._projection import Projection
+from jaxdp.per_example._public import evaluated_when_asked
 from jaxdp.per_example._sites import Loop, Site
-from jaxdp.per_example._slices import arrays_of, cut_by, inside, rows, with_arrays, with_uncut
+from jaxdp.per_example._slices import arrays_of, cut_by, entering, inside, rows, with_arrays, with_uncut
 from jaxdp.per_example._taps import Key, Mode, Report, tap
-from jaxdp.per_example._use import Escaped, Use, is_float
+from jaxdp.per_example._use import Chosen, Escaped, Use, is_float
 from jaxdp.per_example._uses import use_of
-from jaxdp.per_example._values import Entry, Path, Plain, Weight
+from jaxdp.per_example._values import Entry, Path, Plain, Weight, is_active
 from jaxdp.per_example._views import derive, fixed_outputs, is_derivable
 from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing
 
@@ -41,7 +46,13 @@ class Rewriter:
       remat: whether there is a checkpoint around.
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
+      examples: how many examples' terms meet in one product of a sum.
+      taken: in a branch on an example's value, whether the example takes it.
+      tables: leaves of which picking public rows is a lookup like others, and no view.
+      picked: leaves of which public rows were picked.
     """
+
+    __repr__ = of_shapes
 
     modes: dict[int, Mode]
     stacks: dict[int, tuple[int, ...]]
@@ -55,21 +66,27 @@ class Rewriter:
     remat: bool = False
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    examples: int = 1
+    taken: Any = None
+    tables: frozenset[int] = frozenset()
+    picked: set[int] = dataclasses.field(default_factory=set)
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Entry], path: Path
     ) -> tuple[list[Entry], dict[Key, Any]]:
         """Evaluate a jaxpr; returns its outputs and what all taps inside emitted."""
         env: dict[Any, Entry] = {}
-        env.update(zip(jaxpr.constvars, (Plain(c, fixed=True) for c in consts), strict=True))
+        env.update(zip(jaxpr.constvars, (Plain(c, fixed=True, active=False) for c in consts), strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         emitted: dict[Key, Any] = {}
 
         def read(atom: Any) -> Entry:
-            return Plain(atom.val, fixed=True) if is_literal(atom) else env[atom]
+            return _literal(atom) if is_literal(atom) else env[atom]
 
         for number, eqn in enumerate(jaxpr.eqns):
-            outs, more = self._equation(eqn, [read(v) for v in eqn.invars], (*path, number))
+            operands = [read(v) for v in eqn.invars]
+            outs, more = self._equation(eqn, operands, (*path, number))
+            outs = _marked(eqn, operands, outs)
             env.update(zip(eqn.outvars, outs, strict=True))
             emitted.update(more)
         return [read(v) for v in jaxpr.outvars], emitted
@@ -92,23 +109,42 @@ class Rewriter:
             return self._cond(eqn, operands, path)
         if name == "while":
             return self._while(eqn, operands, path)
-        if is_derivable(eqn, operands):
-            return derive(eqn, operands), {}
+        if is_product_of_parts(eqn, operands):
+            product, parts = product_of_parts(eqn, operands)
+            return self.run(product.jaxpr, product.consts, parts, path)
+        if is_derivable(eqn, operands) and not (name == "gather" and self._looks_up(operands[0])):
+            joined = as_concatenations(eqn)
+            if joined is not None:
+                return self.run(joined.jaxpr, joined.consts, operands, path)
+            return derive(eqn, operands, self.taken is not None), {}
         several = sum(isinstance(x, Weight) for x in operands) > 1
+        active = tuple(i for i, x in enumerate(operands) if is_active(x) and is_float(x.value))
         uses = {
-            i: projected_use(parted_use(use_of(eqn, i, several, self._choice(x)), x, self.parts), x, self.projections)
+            i: projected_use(
+                parted_use(use_of(eqn, i, several, self._choice(x), active), x, self.parts), x, self.projections
+            )
             for i, x in enumerate(operands)
             if isinstance(x, Weight)
         }
+        if self.taken is not None:
+            uses = {i: use if use.bilinear else Chosen(eqn, i, use.choice) for i, use in uses.items()}
         return self._tap(lambda values: evaluated(eqn, values), uses, operands, path)
 
     def _choice(self, weight: Weight) -> NormChoice:
         rule: Rule | None = next((self.rules[leaf] for leaf in sorted(weight.shadows) if leaf in self.rules), None)
-        return NormChoice(rule, self.randomized)
+        return NormChoice(rule, self.randomized, self.examples)
 
     def _plain(self, eqn: Any, operands: list[Entry]) -> list[Plain]:
         fixed = all(x.fixed for x in operands if isinstance(x, Plain))
-        return [Plain(out, fixed) for out in evaluated(eqn, [x.value for x in operands])]
+        outs = evaluated(eqn, [x.value for x in operands])
+        found = evaluated_when_asked(eqn, operands) if fixed else [None] * len(outs)
+        return [Plain(out, fixed, known=value) for out, value in zip(outs, found, strict=True)]
+
+    def _looks_up(self, entry: Entry) -> bool:
+        """Whether picking public rows of a parameter is a use like other lookups of it, and notes that it is picked."""
+        leaves = entry.shadows if isinstance(entry, Weight) else {}
+        self.picked.update(leaves)
+        return any(leaf in self.tables for leaf in leaves)
 
     def _tap(
         self, run: Callable, uses: dict[int, Use], operands: Sequence[Entry], path: Path
@@ -117,7 +153,7 @@ class Rewriter:
             leaf: self.modes.get(leaf, Mode.GHOST) for x in operands if isinstance(x, Weight) for leaf in x.shadows
         }
         reports = {port: report for (at, port), report in self.reports.items() if at == path}
-        outs, emitted = tap(run, uses, operands, modes, self.weigh, reports)
+        outs, emitted = tap(run, uses, operands, modes, self.weigh, reports, self.taken)
         for port in emitted:
             weight, use = operands[port.operand], uses[port.operand]
             assert isinstance(weight, Weight)
@@ -149,7 +185,9 @@ class Rewriter:
         """Turn a weight into an ordinary value, one copy per example."""
         if isinstance(entry, Plain):
             return entry, {}
-        outs, emitted = self._tap(lambda values: [values[0]], {0: Escaped(None, 0)}, [entry], path)
+        outs, emitted = self._tap(
+            lambda values: [values[0]], {0: Escaped(None, 0, NormChoice(examples=self.examples))}, [entry], path
+        )
         return outs[0], emitted
 
     def escape_all(self, entries: Sequence[Entry], path: Path) -> tuple[list[Plain], dict[Key, Any]]:
@@ -164,13 +202,13 @@ class Rewriter:
     def _checkpoint(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         jaxpr, consts = sub_jaxpr(eqn)
 
-        def body(arrays: Any, reports: dict[Key, Report]) -> tuple[list[Any], dict[Key, Any]]:
-            inner = dataclasses.replace(self, reports=self.reports | reports, remat=True)
+        def body(arrays: Any, reports: dict[Key, Report], taken: Any) -> tuple[list[Any], dict[Key, Any]]:
+            inner = dataclasses.replace(self, reports=self.reports | reports, remat=True, taken=taken)
             outs, emitted = inner.run(jaxpr, consts, with_arrays(operands, arrays), path)
             plain, more = inner.escape_all(outs, path)
             return [x.value for x in plain], emitted | more
 
-        outs, emitted = _compat.checkpoint_like(eqn, body)(arrays_of(operands), inside(self.reports, path))
+        outs, emitted = _compat.checkpoint_like(eqn, body)(arrays_of(operands), inside(self.reports, path), self.taken)
         return [Plain(out, fixed=False) for out in outs], emitted
 
     def _while(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
@@ -180,14 +218,18 @@ class Rewriter:
 
     def _cond(self, eqn: Any, operands: list[Entry], path: Path) -> tuple[Sequence[Entry], dict[Key, Any]]:
         index, emitted = self.escape(operands[0], (*path, -1))
-        entries = operands[1:]
+        which = jnp.clip(index.value, 0, len(eqn.params["branches"]) - 1)
 
         def branch(number: int) -> Callable:
             closed = eqn.params["branches"][number]
+            chosen = None if index.fixed else which == number
+            taken = self.taken if chosen is None else chosen if self.taken is None else self.taken & chosen
+            within = dataclasses.replace(self, taken=taken)
 
             def run() -> tuple[list[Any], dict[Key, Any]]:
-                outs, inner = self.run(closed.jaxpr, closed.consts, entries, (*path, number))
-                plain, more = self.escape_all(outs, (*path, number))
+                entries = [x if chosen is None else entering(x, chosen) for x in operands[1:]]
+                outs, inner = within.run(closed.jaxpr, closed.consts, entries, (*path, number))
+                plain, more = within.escape_all(outs, (*path, number))
                 return [x.value for x in plain], inner | more
 
             return run
@@ -196,7 +238,6 @@ class Rewriter:
         if not index.fixed:
             # `vmap` runs all branches anyway when examples differ, and would copy every parameter per example.
             results = [run() for run in branches]
-            which = jnp.clip(index.value, 0, len(branches) - 1)
             outs = [jax.lax.select_n(which, *cases) for cases in zip(*(r[0] for r in results), strict=True)]
             for _, inner in results:
                 emitted = emitted | inner
@@ -229,14 +270,18 @@ class Rewriter:
         constant = [isinstance(x, Weight) and jaxpr.outvars[i] is carry_vars[i] for i, x in enumerate(carry)]
         init, emitted = self.escape_all([x for x, c in zip(carry, constant, strict=True) if not c], path)
         constants = [*consts, *(x for x, c in zip(carry, constant, strict=True) if c)]
+        if self.taken is not None:
+            constants.append(Plain(self.taken, fixed=True))
         fixed_carry = self._fixed_carry(jaxpr, consts, carry, xs, constant)
+        moves = active_carry(eqn, [is_active(x) for x in operands])
+        active_state = [flag for flag, c in zip(moves, constant, strict=True) if not c]
         cut = [cut_by(x, body_path) for x in xs]
         stacked = {key: r for key, r in inside(self.reports, body_path).items() if self._is_stacked(key, body_path)}
         around = {key: r for key, r in inside(self.reports, body_path).items() if key not in stacked}
 
         def inputs(held: list[Any], state: list[Any], slices: list[Any]) -> list[Entry]:
             values = with_arrays(constants, held)
-            moving, still = iter(zip(state, fixed_carry, strict=True)), iter(values[num_consts:])
+            moving, still = iter(zip(state, fixed_carry, active_state, strict=True)), iter(values[num_consts:])
             now = [next(still) if c else Plain(*next(moving)) for c in constant]
             return [*values[:num_consts], *now, *with_arrays(cut, slices)]
 
@@ -245,7 +290,8 @@ class Rewriter:
         def step(
             rewriter: Rewriter, reports: dict[Key, Report], held: list[Any], state: list[Any], slices: list[Any]
         ) -> tuple[list[Any], list[Any], dict[Key, Any]]:
-            inner = dataclasses.replace(rewriter, reports=reports, loops=loops)
+            taken = None if self.taken is None else held[-1]
+            inner = dataclasses.replace(rewriter, reports=reports, loops=loops, taken=taken)
             outs, emitted = inner.run(jaxpr, jaxpr_consts, inputs(held, state, slices), body_path)
             outs = [out for i, out in enumerate(outs) if i >= num_carry or not constant[i]]
             plain, more = inner.escape_all(outs, body_path)
@@ -253,7 +299,7 @@ class Rewriter:
             return every[: len(state)], every[len(state) :], emitted | more
 
         run_step = (
-            self.closings[body_path](step, self, constants, cut)
+            self.closings[body_path](step, self, constants, cut, active_state)
             if body_path in self.closings
             else (lambda *args: step(self, *args))
         )
@@ -296,6 +342,21 @@ class Rewriter:
             if after == now:
                 return [f for f, c in zip(now, constant, strict=True) if not c]
             now = after
+
+
+def _literal(atom: Any) -> Plain:
+    """A constant that is written into the program: of Python's numbers, too, the dtype is the program's."""
+    value = atom.val if isinstance(atom.val, jax.Array) else np.asarray(atom.val, atom.aval.dtype)
+    return Plain(value, fixed=True, active=False)
+
+
+def _marked(eqn: Any, operands: Sequence[Entry], outs: Sequence[Entry]) -> Sequence[Entry]:
+    """Outputs that turn out not to depend on a parameter, marked as such."""
+    if all(isinstance(x, Weight) or not x.active for x in outs):
+        return outs
+    active = active_outputs(eqn, [is_active(x) for x in operands])
+    mark = lambda x, flag: x if flag or isinstance(x, Weight) else dataclasses.replace(x, active=False)
+    return [mark(x, flag) for x, flag in zip(outs, active, strict=True)]
 
 
 def _is_whole(weight: Weight) -> bool:

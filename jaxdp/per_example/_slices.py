@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
 from jaxdp.per_example._taps import Key, Report
+from jaxdp.per_example._use import is_float
 from jaxdp.per_example._values import Entry, Path, Plain, Shadow, Weight
 
 
@@ -27,6 +32,8 @@ def cut_by(entry: Entry, body: Path) -> Entry:
         axes=tuple(a - 1 for a in entry.axes[1:]) if entry.axes is not None and leads else None,
         stack=(*entry.stack, entry.leaf_shape[depth]) if whole else entry.stack,
         cuts=(*entry.cuts, body),
+        spans=None,
+        parts=None,
     )
 
 
@@ -73,6 +80,21 @@ def arrays_of(entries: Sequence[Entry]) -> list[Any]:
 def with_arrays(entries: Sequence[Entry], arrays: Sequence[Any]) -> list[Entry]:
     """Entries like the given ones on other arrays."""
     return [
-        dataclasses.replace(x, value=a[0], shadows=a[1]) if isinstance(x, Weight) else Plain(a, x.fixed)
+        dataclasses.replace(x, value=a[0], shadows=a[1], parts=None)
+        if isinstance(x, Weight)
+        else dataclasses.replace(x, value=a)
         for x, a in zip(entries, arrays, strict=True)
     ]
+
+
+def entering(entry: Entry, chosen: Bool[Array, ""]) -> Entry:
+    """What a branch sees of a value: no cotangent of it leaves a branch that the example does not take.
+
+    Beyond the branch, NaN that comes of 0 * inf inside could not be told from a gradient.
+    """
+    still = lambda x: jnp.where(chosen, x, jax.lax.stop_gradient(x))
+    if isinstance(entry, Plain):
+        return entry if entry.fixed or not is_float(entry.value) else Plain(still(entry.value), fixed=False)
+    # Sums over the batch cannot be selected here, nor need norms be: taps select what they are made of.
+    owns = lambda s: s if s.own is None else s._replace(own=still(s.own))
+    return dataclasses.replace(entry, shadows={leaf: owns(shadow) for leaf, shadow in entry.shadows.items()})

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxdp._shown import of_shapes
 from jaxdp._wide import wide_dtype
-from jaxdp.norms import Randomized, Rule
+from jaxdp.norms import TERMS, Randomized, Rule
 from jaxdp.per_example._check import example_structs, leaf_names
 from jaxdp.per_example._compat import dead_code_eliminated
+from jaxdp.per_example._families import adds_up, joins
+from jaxdp.per_example._pitfalls import warn_of_shared_keys, watching_batch_statistics
 from jaxdp.per_example._projection import Projection
 from jaxdp.per_example._rewrite import Rewriter
 from jaxdp.per_example._rules import Rules, check_choice, rules_of
@@ -37,7 +40,11 @@ class Traced:
       num_bytes: the parameters' size.
       projections: for leaves whose gradients are found in a subspace, which one.
       parts: for leaves that several devices hold, in how many parts along each axis.
+      examples: how many examples' terms meet in one product of a sum: those of a microbatch.
+      tables: leaves of which picking public rows is a lookup like others, and no view.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     used: list[bool]
@@ -48,6 +55,8 @@ class Traced:
     num_bytes: int
     projections: dict[int, Projection] = dataclasses.field(default_factory=dict)
     parts: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    examples: int = 1
+    tables: frozenset[int] = frozenset()
 
     def sites_of(self, leaf: int) -> dict[Key, Site]:
         """The uses of one leaf."""
@@ -55,7 +64,7 @@ class Traced:
 
     def evaluate(self, rewriter: Rewriter, weights: Sequence[Weight], example: PyTree) -> tuple[Any, dict[Key, Any]]:
         """The loss of one example, and what its taps emit."""
-        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False) for x in jax.tree.leaves(example))]
+        inputs: list[Entry] = [*weights, *(Plain(x, fixed=False, active=False) for x in jax.tree.leaves(example))]
         live = [x for x, u in zip(inputs, self.used, strict=True) if u]
         outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, live, ())
         (value,), more = rewriter.escape_all(outs, ())
@@ -64,7 +73,9 @@ class Traced:
 
 def loss_jaxpr(loss: Callable, params: PyTree, example: PyTree) -> tuple[Any, list[bool]]:
     """The jaxpr of one example's loss, and which of its inputs (leaves of params, then of the example) it uses."""
-    return dead_code_eliminated(jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example))
+    with watching_batch_statistics():
+        closed = jax.make_jaxpr(lambda p, x: loss(p, x)[0])(params, example)
+    return dead_code_eliminated(closed)
 
 
 def weight_of(leaf: int, value: Array, shadow: Shadow) -> Weight:
@@ -98,31 +109,25 @@ def trace(
     randomized: Randomized | None = None,
     projections: dict[int, Projection] | None = None,
     parts: dict[int, tuple[int, ...]] | None = None,
+    examples: int = 1,
 ) -> Traced:
     """Trace the loss of one example and find every use of every leaf."""
     example = example_structs(batch)
     closed, used = loss_jaxpr(loss, params, example)
     leaves = jax.tree.leaves(params)
+    warn_of_shared_keys(closed, sum(used[: len(leaves)]))
     names = leaf_names(params, "params")
     num_bytes = sum(math.prod(jnp.shape(x)) * x.dtype.itemsize for x in leaves)
     subspaces = projections or {}
-    traced = Traced(closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {})
-    rewriter = Rewriter(
-        {},
-        {},
-        sites=traced.sites,
-        rules=traced.rules,
-        randomized=randomized,
-        projections=subspaces,
-        parts=traced.parts,
+    traced = Traced(
+        closed, used, {}, (), rules_of(rules, names), randomized, num_bytes, subspaces, parts or {}, examples
     )
-
-    def look(leaves: list[Array], example: PyTree) -> Array:
-        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros((), jnp.float32), basis=p and p.matrix)
-        weights = [weight_of(i, x, shadow(x, subspaces.get(i))) for i, x in enumerate(leaves)]
-        return traced.evaluate(rewriter, weights, example)[0]
-
-    jax.eval_shape(look, leaves, example)
+    picked = _find_sites(traced, leaves, example)
+    # Rows picked by public numbers are a view of a matrix; of a table that has other lookups they are one more.
+    tables = frozenset(leaf for leaf in picked if not _has_norm_at_uses(traced, leaf))
+    if tables:
+        traced = dataclasses.replace(traced, sites={}, tables=tables)
+        _find_sites(traced, leaves, example)
     stacks = []
     for leaf, name in enumerate(names):
         found = {site.stack for site in traced.sites.values() if site.leaf == leaf}
@@ -131,6 +136,36 @@ def trace(
         stacks.append(found.pop() if len(found) == 1 else ())
     check_choice(rules, names, list(traced.sites.values()))
     return dataclasses.replace(traced, stacks=tuple(stacks))
+
+
+def _find_sites(traced: Traced, leaves: Sequence[Any], example: PyTree) -> set[int]:
+    """Fill the table of uses; returns the leaves of which public rows are picked."""
+    rewriter = Rewriter(
+        {},
+        {},
+        sites=traced.sites,
+        rules=traced.rules,
+        randomized=traced.randomized,
+        projections=traced.projections,
+        parts=traced.parts,
+        tables=traced.tables,
+        examples=traced.examples,
+    )
+
+    def look(leaves: list[Any], example: PyTree) -> Array:
+        shadow = lambda x, p: Shadow(zero_total(x, p), None, jnp.zeros(TERMS, jnp.float32), basis=p and p.matrix)
+        weights = [weight_of(i, x, shadow(x, traced.projections.get(i))) for i, x in enumerate(leaves)]
+        return traced.evaluate(rewriter, weights, example)[0]
+
+    jax.eval_shape(look, list(leaves), example)
+    return rewriter.picked
+
+
+def _has_norm_at_uses(traced: Traced, leaf: int) -> bool:
+    """Whether a leaf's norm follows from its uses, one by one or together, without a gradient of its size."""
+    sites = list(traced.sites_of(leaf).values())
+    repeats = [math.prod(loop.length for loop in site.loops if not loop.cuts) for site in sites]
+    return adds_up(sites, repeats) or joins(sites)
 
 
 def unreached(name: str) -> ValueError:

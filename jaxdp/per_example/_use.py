@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
+from jaxdp._shown import of_shapes
 from jaxdp._weighted import weighted_total
-from jaxdp._wide import wide
-from jaxdp.norms import ANY_EXACT, NormChoice
+from jaxdp._wide import as_real, is_complex, wide
+from jaxdp.norms import ANY_EXACT, Accumulation, NormChoice, meeting_of_arrays, of_array
 from jaxdp.per_example._batching import few_at_a_time, one_at_a_time_sum
 from jaxdp.per_example._compat import eval_eqn
 
 Operands = dict[int, Any]
+TAKEN = -1
 
 
 class Layout(NamedTuple):
@@ -33,6 +35,8 @@ class Layout(NamedTuple):
 class Outer(NamedTuple):
     """A gradient A_k^T G_k for each k."""
 
+    __repr__ = of_shapes
+
     a: Float[Array, "k t c"]
     g: Float[Array, "k t p"]
 
@@ -40,13 +44,15 @@ class Outer(NamedTuple):
 class Rows(NamedTuple):
     """A gradient that is zero but for some rows, which add up where they are repeated."""
 
+    __repr__ = of_shapes
+
     ids: Int[Array, " t"]
     rows: Float[Array, "t p"]
 
 
 def is_float(x: Any) -> bool:
     """Whether a value can carry a gradient."""
-    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def product(shape: Sequence[int]) -> int:
@@ -70,10 +76,14 @@ class Use:
 
     eqn: Any
     index: int
-    choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found
+    choice: NormChoice = ANY_EXACT  # how the norm of an outer product may be found, and how many examples meet
+    # What the equation is differentiated by together, as JAX would: some derivatives exist together only.
+    active: tuple[int, ...] = ()
 
     # Operands whose values the backward pass needs; None for all.
     saved: ClassVar[tuple[int, ...] | None] = None
+    # Whether zeros in place of the other operands and the cotangents are sure to make the gradient zero.
+    bilinear: ClassVar[bool] = False
 
     @property
     def factor_operands(self) -> tuple[int, ...]:
@@ -81,9 +91,10 @@ class Use:
         return ()
 
     def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
-        """Shape of the weight operand, given one example's cotangents."""
+        """Shape of `gradient`, given one example's cotangents."""
         del cts
-        return self.eqn.invars[self.index].aval.shape
+        weight = self.eqn.invars[self.index].aval
+        return (*weight.shape, 2) if is_complex(weight) else weight.shape
 
     def projected(self, operands: Operands, cts: Sequence[Array], basis: Array | None) -> tuple[Operands, list[Array]]:
         """One example's operands and cotangents, as the rules of a use in a subspace take them."""
@@ -121,39 +132,52 @@ class Use:
         batched: dict[int, bool],
         cts: Any,
         keys: Key[Array, "*each"] | None = None,
-    ) -> tuple[Float[Array, " batch"], Array]:
-        """Squared norms, and the sum of gradients weighted by `weigh(squared_norms, rest)`, in one go.
+    ) -> tuple[Float[Array, "batch 4"], Array]:
+        """Certificates, and the sum of gradients weighted by `weigh(certificates, rest)`, in one go.
 
         `keys` are those of the norm's probes: one, or one for each example.
         """
         raise NotImplementedError("asked where clips_in_one_go says so only, by a rule of its own")
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """One example's gradient of the weight operand, in the operand's shape."""
-
-        return wide(self.pull_back(operands, [self.index], cts)[0])
+        """One example's gradient of the weight operand, in the operand's shape; for a complex one as `as_real` does."""
+        return as_real(wide(self.pull_back(operands, [self.index], cts)[0]))
 
     def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
         """Cotangents of the `wanted` operands, in their own dtypes."""
 
+        together = sorted({*wanted, *self.active})
+
         def apply(*xs: Array) -> list[Array]:
             full = dict(operands)
-            for i, x in zip(wanted, xs, strict=True):
+            for i, x in zip(together, xs, strict=True):
                 full[i] = x
             return [out for out in eval_eqn(self.eqn, [full[i] for i in range(len(full))]) if is_float(out)]
 
-        return list(jax.vjp(apply, *[operands[i] for i in wanted])[1](list(cts)))
+        found = jax.vjp(apply, *[operands[i] for i in together])[1](list(cts))
+        return [found[together.index(i)] for i in wanted]
 
-    def squared_norm(
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
-        """Squared norm of `gradient`, of which few are alive at a time; or its estimate, with probes from the key."""
+    ) -> Float[Array, "4"]:
+        """What is known of `gradient`'s norm, few of them alive at a time; estimated ones take probes from the key."""
         del key
 
         def norm(operands: Operands, cts: Sequence[Array]) -> Array:
-            return jnp.sum(jnp.square(self.gradient(operands, cts)))
+            return of_array(self.gradient(operands, cts), self.choice.examples)
 
         return few_at_a_time(norm, self.eqn.invars[self.index].aval.size, operands, list(cts))
+
+    def terms(self, ct_shape: tuple[int, ...]) -> int:
+        """How many terms of one example its weighted sum adds up by itself, at one run of the equation."""
+        del ct_shape
+        return 1
+
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """How the examples' terms, so many of each, meet in the weighted sum."""
+        del ct_shape, terms
+        # One example after the other where gradients are large.
+        return meeting_of_arrays(self.choice.examples, dtype)._replace(links=self.choice.examples, tree=False)
 
     def weighted_sum(
         self,
@@ -166,15 +190,32 @@ class Use:
         return one_at_a_time_sum(self.gradient, weights, operands, batched, cts)
 
 
+class Chosen(Use):
+    """A use in a branch that examples take or not: the gradient is selected, as it may be NaN where they do not.
+
+    Whether the example takes the branch is the operand number `TAKEN`.
+    """
+
+    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
+        """One example's gradient, zero if it does not take the branch."""
+        found = super().gradient({i: x for i, x in operands.items() if i != TAKEN}, cts)
+        return jnp.where(operands[TAKEN], found, jnp.zeros_like(found))
+
+
 class Elementwise(Use):
     """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
 
-    def squared_norm(
+    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
+        """One array for each example."""
+        del ct_shape, terms
+        return meeting_of_arrays(self.choice.examples, dtype)
+
+    def certificate(
         self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, ""]:
-        """Squared norm of `gradient`."""
+    ) -> Float[Array, "4"]:
+        """What is known of the norm of `gradient`."""
         del key
-        return jnp.sum(jnp.square(self.gradient(operands, cts)))
+        return of_array(self.gradient(operands, cts), self.choice.examples)
 
     def weighted_sum(
         self,
@@ -193,14 +234,17 @@ class Escaped(Elementwise):
     """A parameter that becomes an ordinary value (a loop's initial state, say): the gradient is the cotangent."""
 
     saved = ()
+    bilinear = True
 
     def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
         """The cotangent's shape."""
-        return jnp.shape(cts[0]) if self.eqn is None else super().weight_shape(cts)
+        if self.eqn is not None:
+            return super().weight_shape(cts)
+        return (*jnp.shape(cts[0]), 2) if is_complex(cts[0]) else jnp.shape(cts[0])
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """The cotangent."""
-        return wide(cts[0])
+        return as_real(wide(cts[0]))
 
 
 class Added(Escaped):
@@ -224,6 +268,8 @@ class Added(Escaped):
 
 class Multiplied(Elementwise):
     """`mul`: the gradient is the output's cotangent times the other factor."""
+
+    bilinear = True
 
     def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
         """Elementwise product."""

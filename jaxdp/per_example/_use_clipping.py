@@ -31,16 +31,16 @@ def contracted(
 def clipped(
     use: Use,
     weigh: Weighing,
-    others: Float[Array, ""],
+    others: Float[Array, "4"],
     threshold: Float[Array, ""] | None,
     unbatched: Array,
     operands: dict[int, Array],
     cts: Sequence[Array],
     key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, ""], Array]:
-    """The group's squared norm (this use's and the `others`'), and this use's clipped sum over the batch."""
+) -> tuple[Float[Array, "4"], Array]:
+    """The group's certificate (this use's and the `others`'), and this use's clipped sum over the batch."""
     if not use.clips_in_one_go(cts):
-        norm = others + use.squared_norm(operands, cts, key).astype(jnp.float32)
+        norm = others + use.certificate(operands, cts, key)
         return norm, contracted(use, weigh(norm, threshold), unbatched, operands, cts)
 
     def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array], key: Any) -> Any:
@@ -50,9 +50,9 @@ def clipped(
         rest = tuple(full(x, b) for x, b in zip(rest, rest_batched, strict=True))
         all_cts = [full(ct, b) for ct, b in zip(cts, cts_batched, strict=True)]
         inner = weigh.with_consts(shared[1])
-        weights = lambda own, rest: inner(rest[0] + own.astype(jnp.float32), rest[1])
+        weights = lambda own, rest: inner(rest[0] + own, rest[1])
         norms, total = use.clipped(weights, rest, operands, operands_batched, all_cts, key)
-        return rest[0] + norms.astype(jnp.float32), total
+        return rest[0] + norms, total
 
     norm, total = over_batch(
         clip, (True, False), (unbatched, list(weigh.consts)), (others, threshold), operands, list(cts), key

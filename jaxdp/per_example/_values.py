@@ -1,9 +1,13 @@
 """What flows through a rewritten jaxpr: ordinary values, and values computed from parameters alone."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Key
+
+from jaxdp._shown import of_shapes
 
 Path = tuple[int, ...]
 ProbeKeys = Key[Array, "..."]  # one, or one for each entry of a leaf's stack
@@ -17,9 +21,11 @@ class Shadow(NamedTuple):
     it by loops. Where there is a basis, `total` and `own` have the subspace's shape.
     """
 
+    __repr__ = of_shapes
+
     total: Array  # float32, shared by the batch: its cotangent is the weighted sum over examples
     own: Array | None  # float32, one per example: its cotangent is the example's gradient; None if not reported
-    slot: Array  # float32, one per example: its cotangent is the squared norm
+    slot: Array  # float32, one per example, `[..., 4]`: its cotangent is the certificate of the gradient's norm
     threshold: Array | None = None  # what the clipping weight is computed with, beside the squared norm
     key: ProbeKeys | None = None  # of the probes that this gradient's norm is estimated from
     basis: Array | None = None  # P of the subspace that the gradient is wanted in, `[*stack, ..., k, r]`
@@ -27,10 +33,19 @@ class Shadow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plain:
-    """An ordinary value; `fixed` when it depends on neither the example nor a parameter."""
+    """An ordinary value.
+
+    `fixed`: whether it depends on neither the example nor a parameter.
+    `active`: whether it depends on a parameter, so that there is a derivative by it.
+    `known`: for a fixed integer array, what finds its value while tracing.
+    """
+
+    __repr__ = of_shapes
 
     value: Any
     fixed: bool
+    active: bool = True
+    known: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +60,11 @@ class Weight:
     `stack`: the leading axes of the leaf that loops have taken slices along.
     `steady`: whether this is the same part of the leaf in every step of the loops that do not slice it.
     `cuts`: the loops that slice this value; in all other loops around a use the same entries are used every time.
+    `spans`: where the value is the whole box, but for axes of length one, which axis of it each of its own is.
+    `parts`: what lies side by side in this value along its axis `side`, if several parameters or constants do.
     """
+
+    __repr__ = of_shapes
 
     value: Array
     shadows: dict[int, Shadow]
@@ -57,6 +76,14 @@ class Weight:
     stack: tuple[int, ...]
     steady: bool
     cuts: tuple[Path, ...]
+    spans: tuple[int, ...] | None = None
+    parts: "tuple[Entry, ...] | None" = None
+    side: int = 0
 
 
 Entry = Plain | Weight
+
+
+def is_active(entry: Entry) -> bool:
+    """Whether there is a derivative by a value."""
+    return isinstance(entry, Weight) or entry.active

@@ -1,6 +1,7 @@
 """The clipping function, in a form that can be applied deep inside a backward pass."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,28 +9,48 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxdp._shown import of_shapes
+from jaxdp.norms import certified_norm
 from jaxdp.per_example._compat import eval_jaxpr
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weighing:
-    """A weight for one squared norm (and threshold), as a jaxpr.
+    """A weight for what is known of one norm (and a threshold), as a jaxpr.
 
     Attributes:
       closed: the function of two scalars, or of one.
       consts: the arrays it closes over. The rules of a custom derivative or batching rule must be handed these, as they
         may not close over values that are being traced.
+      limit: how much, as a share of the clipping norm, an example may move rounding errors in the sum.
+      allowance: the norm is raised by this share: of what a second pass may find larger than the first.
     """
+
+    __repr__ = of_shapes
 
     closed: Any
     consts: Sequence[Array] = ()
+    limit: float = math.inf
+    allowance: float = 0.0
 
     def with_consts(self, consts: Sequence[Array]) -> "Weighing":
         """The same function on other values of `consts`."""
         return dataclasses.replace(self, consts=consts)
 
-    def __call__(self, squared_norms: Float[Array, "*any"], thresholds: Array | None) -> Float[Array, "*any"]:
+    def allowing(self, share: float) -> "Weighing":
+        """For gradients that may turn out larger by this share."""
+        return dataclasses.replace(self, allowance=share)
+
+    def norms(self, certificates: Float[Array, "*any 4"]) -> Float[Array, "*any"]:
+        """The certified norms."""
+        return certified_norm(certificates, self.limit) * (1 + self.allowance)
+
+    def __call__(self, certificates: Float[Array, "*any 4"], thresholds: Array | None) -> Float[Array, "*any"]:
         """Weights of any shape; zero where a norm is not finite, whatever the function says."""
+        return self.of_norms(jnp.square(self.norms(certificates)), thresholds)
+
+    def of_norms(self, squared_norms: Float[Array, "*any"], thresholds: Array | None) -> Float[Array, "*any"]:
+        """The same from squared norms."""
         apply: Callable = lambda *args: eval_jaxpr(self.closed, self.consts, *args)[0]
         for _ in squared_norms.shape:
             apply = jax.vmap(apply)
@@ -41,7 +62,7 @@ class Weighing:
 NO_WEIGHTS = Weighing(None)
 
 
-def weighing(weight_fn: Callable, with_thresholds: bool) -> Weighing:
+def weighing(weight_fn: Callable, with_thresholds: bool, limit: float = math.inf) -> Weighing:
     """Trace a clipping function of scalars.
 
     Raises:
@@ -56,4 +77,4 @@ def weighing(weight_fn: Callable, with_thresholds: bool) -> Weighing:
 
     one = jax.ShapeDtypeStruct((), jnp.float32)
     closed = jax.make_jaxpr(scalar)(*[one] * (2 if with_thresholds else 1))
-    return Weighing(closed, closed.consts)
+    return Weighing(closed, closed.consts, limit)

@@ -10,10 +10,14 @@ from dp_accounting import DpEvent
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
+from jaxdp._numbers import takes_numbers
+from jaxdp._shown import of_shapes
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
 
 # Overflow this rare adds less than 1e-9 to delta even after a million steps at epsilon 10.
 LARGEST_OVERFLOW = 1e-20
+# Folded into the key of the coins: the order of a batch is drawn from other bits.
+ORDER = 1
 _PADDING_MULTIPLE = 8
 
 
@@ -24,6 +28,8 @@ class Batch(NamedTuple):
         indices: rows of the data set, the real ones first and no row twice; 0 where `mask` is False.
         mask: True for the real examples. How many there are is private.
     """
+
+    __repr__ = of_shapes
 
     indices: Int[Array, " padded"]
     mask: Bool[Array, " padded"]
@@ -64,6 +70,7 @@ class PoissonSampling:
     sampling_probability: float
     padded_batch_size: int
 
+    @takes_numbers
     def __init__(
         self, num_examples: int, sampling_probability: float | int, padded_batch_size: int | None = None
     ) -> None:
@@ -82,6 +89,7 @@ class PoissonSampling:
         object.__setattr__(self, "padded_batch_size", padded_batch_size)
 
     @classmethod
+    @takes_numbers
     def from_expected_batch_size(
         cls, num_examples: int, expected_batch_size: float | int, padded_batch_size: int | None = None
     ) -> "PoissonSampling":
@@ -136,7 +144,7 @@ class PoissonSampling:
             step: number of the step, below 2^32; may be traced.
 
         Returns:
-            Indices and mask of `padded_batch_size` entries.
+            Indices and mask of `padded_batch_size` entries, the real ones first and in random order.
 
         Example:
             >>> sampling = PoissonSampling(100, 0.1)
@@ -151,7 +159,9 @@ class PoissonSampling:
                 lambda: drawn,
             )
         (indices,) = jnp.nonzero(drawn, size=self.padded_batch_size, fill_value=0)
-        return Batch(indices, jnp.arange(self.padded_batch_size) < jnp.sum(drawn))
+        mask = jnp.arange(self.padded_batch_size) < jnp.sum(drawn)
+        # A random order hides which examples share an accumulator: see docs/floating_point.md.
+        return Batch(shuffled(jax.random.fold_in(inclusion_key, ORDER), indices, mask), mask)
 
     def event(self, step_event: DpEvent, num_steps: int) -> DpEvent:
         """The event of `num_steps` releases, each on a batch of its own.
@@ -274,6 +284,12 @@ def random_subset(key: Key[Array, ""], drawn: Bool[Array, " examples"], size: in
     rank = lax.iota(jnp.int32, drawn.shape[0])
     order = lax.sort(((~drawn).astype(jnp.uint32), high, low, rank), num_keys=3)[3]
     return jnp.zeros_like(drawn).at[order[:size]].set(True)
+
+
+def shuffled(key: Key[Array, ""], indices: Int[Array, " batch"], mask: Bool[Array, " batch"]) -> Int[Array, " batch"]:
+    """The indices that the mask leaves, first and in uniformly random order; the others after them."""
+    high, low = _two_words(key, indices.shape[0])
+    return lax.sort(((~mask).astype(jnp.uint32), high, low, indices), num_keys=3)[3]
 
 
 def _two_words(key: Key[Array, ""], count: int) -> tuple[UInt32[Array, " count"], UInt32[Array, " count"]]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from jaxdp._shown import of_shapes
+
 _IMPLEMENTATION = "threefry2x32"
 
 
@@ -20,13 +22,17 @@ class Streams(NamedTuple):
         dropout: randomness inside the model.
         init: initial values of new parameters.
         estimator: probes of randomised norm estimators and random subspaces.
+        order: in which order full batches lie.
     """
+
+    __repr__ = of_shapes
 
     noise: Key[Array, ""]
     sampling: Key[Array, ""]
     dropout: Key[Array, ""]
     init: Key[Array, ""]
     estimator: Key[Array, ""]
+    order: Key[Array, ""]
 
 
 def key_from_entropy() -> Key[Array, ""]:

@@ -171,7 +171,7 @@ class ShardedPoissonSampling(Sharded):
 
         Returns:
             Rows of the data set and a mask, `padded_batch_size` entries cut by `sharding`: those of each shard in its
-            own part, the real ones first.
+            own part, the real ones first and in random order.
         """
         check_generator(key)
         inclusion_key, subset_key = jax.random.split(jax.random.fold_in(key, step))
@@ -188,8 +188,11 @@ class ShardedPoissonSampling(Sharded):
                     ),
                     lambda: drawn,
                 )
-            # The real ones first, in order: a sort, which every device does for its own rows.
-            order = jnp.argsort(~drawn, axis=1, stable=True)[:, : min(room, rows)]
+            # The real ones first, in random order: a sort, which every device does for its own rows.
+            words = jax.random.bits(jax.random.fold_in(inclusion_key, ORDER), (2, *drawn.shape), jnp.uint32)
+            ranks = lax.broadcasted_iota(jnp.int32, drawn.shape, 1)
+            order = lax.sort(((~drawn).astype(jnp.uint32), words[0], words[1], ranks), num_keys=3)[3]
+            order = order[:, : min(room, rows)]
             order = jnp.pad(order, ((0, 0), (0, room - order.shape[1])))
             mask = jnp.arange(room)[None] < jnp.sum(drawn, axis=1, keepdims=True)
             first = rows * jnp.arange(self.shards)[:, None]

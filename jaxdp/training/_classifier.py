@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config, ModelConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
@@ -23,6 +24,8 @@ Example = models.TextExample | models.HiddenExample | models.FeatureExample
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classifier(SplitModel):
     """A `SequenceClassifier`, taken apart."""
+
+    __repr__ = of_shapes
 
     def features(self, params: Params, means: np.ndarray) -> np.ndarray:
         """What the head sees of every text, from the masked means of all levels."""

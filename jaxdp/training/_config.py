@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 from jaxdp.training._config_fields import (
     Column,
     Count,
+    FilePath,
     Length,
-    Name,
     Names,
     Needs,
     NotNegative,
@@ -41,11 +41,11 @@ _MOST_STEPS = 1_000_000_000
 class DataConfig(Section):
     """`[data]`: what is trained on."""
 
-    source: Name = Field(
+    source: FilePath = Field(
         description='"tweets", "movie_sentences", "newsgroups", "wordnet", "fashion_mnist", or the path of a CSV, '
         "JSONL or Parquet file"
     )
-    path: Annotated[Name | None, Needs("data.source", "wordnet", "fashion_mnist", word="for")] = Field(
+    path: Annotated[FilePath | None, Needs("data.source", "wordnet", "fashion_mnist", word="for")] = Field(
         None, description='folder of the files of "wordnet" or "fashion_mnist"'
     )
     text_column: Annotated[Column | None, Needs("data.source", FILE, word="for")] = Field(
@@ -71,7 +71,7 @@ class DataConfig(Section):
     )
     held_out_limit: Rows | None = Field(None, description="evaluate on at most so many of them")
     train_limit: Rows | None = Field(None, description="train on so many examples only")
-    cache: Annotated[Name | None, Needs("any.phase.features", "cached")] = Field(
+    cache: Annotated[FilePath | None, Needs("any.phase.features", "cached")] = Field(
         None, description="directory for the outputs of frozen layers, to be shared by runs; private like the data"
     )
 
@@ -79,7 +79,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """`[model]`: what is trained."""
 
-    path: Name = Field(
+    path: FilePath = Field(
         "minilm",
         description='"minilm", "smollm2", the path of a Hugging Face directory (BERT, RoBERTa, Llama, ViT) or GGUF '
         'file, or for images "convnet" or "vit" for a new network',

@@ -51,7 +51,14 @@ def _not_empty(text: str) -> str:
     return text
 
 
+def _names_a_file(path: str) -> str:
+    if not path.strip():
+        raise ValueError("%FIELD% is an empty text: name a file or a directory, or remove the field.")
+    return path
+
+
 Name = Annotated[str, AfterValidator(_not_empty), AfterValidator(_printable)]
+FilePath = Annotated[str, AfterValidator(_names_a_file), AfterValidator(_printable)]
 Column = Annotated[str, AfterValidator(_not_empty), AfterValidator(_readable)]
 Text = Annotated[str, AfterValidator(_readable)]
 Names = Annotated[tuple[Name, ...], Field(max_length=1000)]

@@ -11,10 +11,11 @@ from typing import Any
 
 import pydantic
 
-from jaxdp._files import read_text
+from jaxdp._reading import read_text
 from jaxdp.training._config import Config
 from jaxdp.training._config_fields import number_words, shown
 from jaxdp.training._config_meaning import NoMeaning, meaningless
+from jaxdp.training._config_paths import with_absolute_paths
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 
@@ -76,7 +77,7 @@ def load_config(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Config
         raise UserError(named) from None
     raw = _tables(raw)
     typed = {_override(raw, name, value) for name, value in overrides}
-    return parse_config(raw, str(path), typed)
+    return with_absolute_paths(parse_config(raw, str(path), typed), path.parent, typed)
 
 
 def parse_config(raw: dict[str, Any], source: str, typed: Collection[str] = ()) -> Config:

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._errors import UserError
 
@@ -28,9 +29,11 @@ class Dataset:
       fingerprint: changes with any of the rows; it identifies private data, so it is never published.
     """
 
+    __repr__ = of_shapes
+
     train: data.TokenisedText
     held_out: data.TokenisedText
-    fingerprint: str
+    fingerprint: str = dataclasses.field(repr=False)
 
 
 def model_directory(config: Config) -> Path:

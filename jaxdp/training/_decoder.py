@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -17,8 +16,9 @@ from jaxdp import models
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
-from jaxdp.training._features import batch_size, by_length, write
+from jaxdp.training._features import batch_size, by_length
 from jaxdp.training._split_model import Params, fingerprint
+from jaxdp.training._stored import made_by, read_stored, write_stored
 from jaxdp.training._task import Progress
 
 # The adapters of a run begin with values that everybody may know.
@@ -103,16 +103,15 @@ def stored_hidden(
       progress: called with (records done, records in all).
     """
     below = {name: x for name, x in params.items() if name.startswith((f"{prefix}embedding", f"{prefix}layers/"))}
-    digest = hashlib.sha256(f"{dtype} {jax.__version__} {jaxlib.__version__} {fingerprint(below)}".encode())
+    digest = hashlib.sha256(f"{dtype} {made_by()} {fingerprint(below)}".encode())
     for part in (ids.astype("<i4"), mask):
         digest.update(repr(part.shape).encode() + np.ascontiguousarray(part).tobytes())
-    digest.update(jax.devices()[0].device_kind.encode())
     file = directory / f"{digest.hexdigest()[:40]}.npz"
-    if file.exists():
+    shape = (*ids.shape, decoder.config.hidden_size)
+    if (stored := read_stored(file, {"hidden": (shape, dtype)})) is not None:
         progress(len(ids), len(ids))
-        with np.load(file) as stored:
-            return stored["hidden"]
-    hidden = np.zeros((*ids.shape, decoder.config.hidden_size), dtype)
+        return stored["hidden"]
+    hidden = np.zeros(shape, dtype)
     graphdef, state = nnx.split(decoder)
     done = 0
     for rows, length in by_length(mask, _BLOCK):
@@ -128,7 +127,7 @@ def stored_hidden(
         raise UserError(
             f'the outputs of the frozen layers do not fit into {dtype}: set features_dtype = "float32" in the phase.'
         )
-    write(file, {"hidden": hidden})
+    write_stored(file, {"hidden": hidden})
     return hidden
 
 

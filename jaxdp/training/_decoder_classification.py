@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset, load_dataset, load_tokenizer
@@ -29,6 +30,8 @@ Example = models.TextExample | models.HiddenExample | models.FeatureExample
 @dataclasses.dataclass(frozen=True, eq=False)
 class DecoderClassification(Task):
     """A `Task`: labelled texts and a `DecoderClassifier`."""
+
+    __repr__ = of_shapes
 
     kind = "text_classification"
     model: SplitModel

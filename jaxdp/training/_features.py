@@ -1,14 +1,12 @@
 """The outputs of frozen layers, computed once and kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -16,6 +14,7 @@ from jaxtyping import Array
 from jaxdp import data, models
 from jaxdp.training._classifier import Classifier
 from jaxdp.training._split_model import Params, fingerprint
+from jaxdp.training._stored import Forms, made_by, read_stored, write_stored
 
 # Texts are padded to a multiple of this many tokens: little waste, few shapes to compile.
 LENGTH_MULTIPLE = 8
@@ -61,12 +60,11 @@ def frozen_outputs(
     encoder = classifier.build(params).encoder
     keep, size = start < encoder.config.num_hidden_layers, encoder.config.hidden_size
     file = directory / f"{_name(params, texts, start)}.npz"
-    if file.exists():
-        with np.load(file) as stored:
-            return models.Encoded(stored["hidden"] if keep else None, stored["means"])
+    if (stored := read_stored(file, _forms(texts, start, size, keep))) is not None:
+        return models.Encoded(stored.get("hidden"), stored["means"])
     hidden = np.zeros((*texts.ids.shape, size), np.float32) if keep else None
     means = np.zeros((len(texts), start + 1, size), np.float32)
-    below = _highest_stored(params, texts, start, directory)
+    below = _highest_stored(params, texts, start, size, directory)
     done = 0
     for rows, length in by_length(texts.mask, _BLOCK):
         if below is None:
@@ -86,7 +84,7 @@ def frozen_outputs(
         done += len(rows)
         progress(done, len(texts))
     outputs = models.Encoded(hidden, means)
-    write(file, {name: x for name, x in outputs._asdict().items() if x is not None})
+    write_stored(file, {name: x for name, x in outputs._asdict().items() if x is not None})
     return outputs
 
 
@@ -96,14 +94,20 @@ def batch_size(count: int, length: int) -> int:
     return min(needed, _BATCH, max(8, _BATCH_TOKENS // length))
 
 
-def _highest_stored(params: Params, texts: data.TokenisedText, start: int, directory: Path) -> models.Encoded | None:
+def _forms(texts: data.TokenisedText, layers: int, size: int, keep: bool) -> Forms:
+    """What a file of the outputs of so many layers holds."""
+    means: Forms = {"means": ((len(texts), layers + 1, size), "float32")}
+    return means | ({"hidden": ((*texts.ids.shape, size), "float32")} if keep else {})
+
+
+def _highest_stored(
+    params: Params, texts: data.TokenisedText, start: int, size: int, directory: Path
+) -> models.Encoded | None:
     """What an earlier phase stored of a lower layer, if nothing under that layer has changed since."""
     for layer in range(start - 1, 0, -1):
-        file = directory / f"{_name(params, texts, layer)}.npz"
-        if file.exists():
-            with np.load(file) as stored:
-                if "hidden" in stored:
-                    return models.Encoded(stored["hidden"], stored["means"])
+        stored = read_stored(directory / f"{_name(params, texts, layer)}.npz", _forms(texts, layer, size, True))
+        if stored is not None:
+            return models.Encoded(stored["hidden"], stored["means"])
     return None
 
 
@@ -142,9 +146,8 @@ def _upper_layers(graphdef: Any, layer: int, start: int, keep: bool, state: Any,
 def _name(params: Params, texts: data.TokenisedText, start: int) -> str:
     digest = hashlib.sha256()
     lower = {name: x for name, x in params.items() if _is_below(name, start)}
-    for part in (fingerprint(lower), data.fingerprint(texts), str(start), jax.__version__, jaxlib.__version__):
+    for part in (fingerprint(lower), data.fingerprint(texts), str(start), made_by()):
         digest.update(part.encode())
-    digest.update(jax.devices()[0].device_kind.encode())
     return digest.hexdigest()[:40]
 
 
@@ -153,12 +156,3 @@ def _is_below(name: str, start: int) -> bool:
     if parts[:2] == ["encoder", "layers"]:
         return int(parts[2]) < start
     return parts[:2] == ["encoder", "embeddings"]
-
-
-def write(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all, and for nobody else to read."""
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        np.savez(stream, **arrays)  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, file)

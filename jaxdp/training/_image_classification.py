@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import LIMIT_SEED, model_directory
@@ -29,6 +30,8 @@ _INITIAL_SEED = 0
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageClassification(Task):
     """A `Task`: labelled images and a network."""
+
+    __repr__ = of_shapes
 
     kind = "image_classification"
     model: SplitModel

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models, sampling
+from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import load_tokenizer
@@ -30,6 +31,8 @@ Example = models.TokenExample | models.HiddenTokens
 @dataclasses.dataclass(frozen=True, eq=False)
 class LanguageModel(Task):
     """A `Task`: users' records and a decoder."""
+
+    __repr__ = of_shapes
 
     kind = "language_model"
     config: Config

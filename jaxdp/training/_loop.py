@@ -11,13 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxdp import sampling
-from jaxdp.training._checkpoint import Checkpoints
+from jaxdp.training._checkpoint import Checkpoints, state_checksums
+from jaxdp.training._checksums import digest, digest_of_data
 from jaxdp.training._clipping import threshold_metrics
 from jaxdp.training._console import Display
 from jaxdp.training._errors import UserError
+from jaxdp.training._journal import Journal
 from jaxdp.training._mesh import Layout
 from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._optimizer import make_transformation
@@ -73,22 +76,24 @@ class Job:
       task: what it trains, and on what.
       features: directory for the outputs of frozen layers.
       checkpoints: where the state is saved.
-      log: where metrics go.
+      journal: what was noted of earlier steps, so that none is made again on another sum.
       display: what the user sees.
       stop: whether the user wants to stop.
       layout: where arrays lie.
       seconds: for each phase by name, seconds and steps that were timed.
+      log: where metrics go; opened when it is known how far the state is.
     """
 
     plan: Plan
     task: Task
     features: Path
     checkpoints: Checkpoints
-    log: MetricsLog
+    journal: Journal
     display: Display
     stop: StopRequest
     layout: Layout = dataclasses.field(default_factory=Layout)
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    log: MetricsLog = dataclasses.field(init=False)
 
     @property
     def total(self) -> int:
@@ -148,27 +153,36 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     cached = phase.config.features == "cached"
     known = job.frozen_params(state) | (job.layout.whole(state.params) if cached else state.params)
     data = job.task.prepare(known, phase.config, field, job.features, progress)
-    train = job.layout.examples(data.train, phase.sampler)
+    job.journal.same_data(index, digest_of_data(data.train))
+    train = job.layout.examples(in_random_order(data.train, state.key), phase.sampler)
     data = dataclasses.replace(data, held_out=[(job.layout.replicate(x), real) for x, real in data.held_out])
     step = _make_step(job, index, state, data)
     evaluations = evaluation_steps(phase)
     config = job.plan.config
     done, saved_at = int(state.step), time.monotonic()
     timed = job.seconds.setdefault(phase.config.name, [0.0, 0])
-    first = done
+    first, took = done, 0.0
+    # The state after the first step is noted: a resumed run that makes that step again has to come to the same.
+    unproven = True
     if done == 0 and job.task.scored_at_first and not job.log.has(0):
         _evaluate(job, phase, state, frozen, data)
     if done == 0:
         _check_start(data.evaluate(frozen | state.params, data.held_out[:1]))
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
+        job.journal.claim(done + 1, job.total, took)
         began = time.monotonic()
         state, private = step.run(state, frozen, train)
         jax.block_until_ready(state)
         if done > first:
             # The first one compiles.
-            timed[0], timed[1] = timed[0] + time.monotonic() - began, timed[1] + 1
+            took = time.monotonic() - began
+            timed[0], timed[1] = timed[0] + took, timed[1] + 1
         done += 1
+        if unproven or job.journal.knows(done):
+            # Before anything is made of it.
+            job.journal.same_state(done, digest(state_checksums(state)))
+        job.checkpoints.tend()
         epsilon = job.plan.epsilon_after(done)
         job.display.step(done, phase.config.name, epsilon)
         if private:
@@ -180,7 +194,8 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
         stopping = job.stop.requested and done < job.total
         due = time.monotonic() - saved_at >= config.log.checkpoint_seconds
         stopping, due = agree(stopping, due)
-        if stopping or due or done == phase.last_step:
+        unproven = stopping or due or done == phase.last_step
+        if unproven:
             job.checkpoints.save(done, state, _meta(job, index), wait=stopping)
             saved_at = time.monotonic()
         if stopping:
@@ -195,6 +210,13 @@ def _check_start(scores: dict[str, Any]) -> None:
             "model.path gives a held-out loss that is not finite before the first step, so nothing was spent: load "
             "another checkpoint."
         )
+
+
+def in_random_order(examples: Any, key: jax.Array) -> Any:
+    """The examples in an order that only the root key tells: what rounding may reveal then is bounded by two places."""
+    count = len(jax.tree.leaves(examples)[0])
+    order = np.asarray(jax.random.permutation(sampling.streams(key).order, count))
+    return jax.tree.map(lambda x: x[order], examples)
 
 
 def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, data: Prepared) -> None:
@@ -255,9 +277,4 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
 
 
 def _meta(job: Job, index: int) -> dict[str, Any]:
-    return {"phase": index, "seconds": job.seconds}
-
-
-def save_first(job: Job, state: TrainState) -> None:
-    """Save the root key before anything is drawn from it."""
-    job.checkpoints.save(0, state, _meta(job, 0), wait=True)
+    return {"phase": index, "seconds": job.seconds, "log": job.log.lines, "details": job.log.details}

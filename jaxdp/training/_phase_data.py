@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxdp import data, models
+from jaxdp._shown import of_shapes
 from jaxdp.training._classifier import Classifier, Example
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset
@@ -31,6 +32,8 @@ class PhaseData:
       held_out: batches of (examples, which of them are real).
       start: the layer at which they enter the model.
     """
+
+    __repr__ = of_shapes
 
     train: Example
     held_out: list[tuple[Example, np.ndarray]]

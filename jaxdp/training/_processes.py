@@ -73,7 +73,8 @@ def run_directory(path: Path, *, resumed: bool) -> RunDirectory:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     scratch = folder / path.name
     if resumed and path.exists():
-        shutil.copytree(path, scratch, ignore=lambda folder, names: [n for n in names if n.isdigit() or n == "lock"])
+        left = lambda folder, names: [name for name in names if name.partition(".")[0].isdigit() or name == "lock"]
+        shutil.copytree(path, scratch, ignore=left)
     return RunDirectory(scratch, saved=path / "checkpoints")
 
 

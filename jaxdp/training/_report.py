@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxdp import accounting
+from jaxdp._files import write_text
 from jaxdp.training._config import Config
 from jaxdp.training._config_io import load_config
 from jaxdp.training._console import epsilon_text
 from jaxdp.training._errors import UserError
+from jaxdp.training._failures import in_one_sentence
+from jaxdp.training._manifest import check_files, read_manifest
 from jaxdp.training._metrics import read_details, read_metrics
 from jaxdp.training._plan import Plan, plan_from_saved
 from jaxdp.training._plots import plot_denoising, plot_epsilon, plot_scores, plot_spectrum
-from jaxdp.training._run_directory import RunDirectory, read_json, write_text
+from jaxdp.training._results import check_results
+from jaxdp.training._run_directory import RunDirectory
+from jaxdp.training._sealed import read_json, read_text
 from jaxdp.training._task import METRICS, Metric
 
 # A wider table than this cannot be read.
@@ -42,14 +47,26 @@ def write_report(run: RunDirectory, *, spectrum: bool = False) -> list[Path]:
       UserError: the directory holds no run, or none that has singular values to draw.
     """
     run.require()
+    with in_one_sentence(run):
+        if run.manifest.exists():
+            check_files(run, read_manifest(run))
+        check_results(run)
+        return _write(run, _read_result(run), spectrum)
+
+
+def write_finished_report(run: RunDirectory, result: dict[str, Any]) -> list[Path]:
+    """The same of a run whose result is about to be written."""
+    return _write(run, result, spectrum=False)
+
+
+def _write(run: RunDirectory, result: dict[str, Any] | None, spectrum: bool) -> list[Path]:
     config = load_config(run.config)
-    saved = read_json(run.plan)
-    plan = plan_from_saved(config, saved["num_examples"], saved)
-    lines = read_metrics(run.metrics)
+    plan, seeded = _read_plan(run, config)
+    lines = read_metrics(run.metrics, run.metrics_sums)
     metric = METRICS[config.task.kind]
     scores = [line for line in lines if metric.name in line]
     ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
-    reached = None if run.result.exists() else _reached(run, lines)
+    reached = None if result is not None else _reached(run, lines)
     images = []
     if scores:
         images.append(("Learning curve", run.path / "learning_curve.png"))
@@ -66,10 +83,38 @@ def write_report(run: RunDirectory, *, spectrum: bool = False) -> list[Path]:
         plot_spectrum(_with_spectrum(run, config, lines), images[-1][1])
     details = read_details(run.metrics, scores[-1]["step"]) if scores else {}
     scores = [*scores[:-1], scores[-1] | details] if scores else []
-    sections = _Sections(run, config, plan, scores, lines, reached)
+    sections = _Sections(run, config, plan, seeded, result, scores, lines, reached)
     write_text(run.path / "report.md", sections.markdown(images))
     write_text(run.path / "report.html", sections.html(images))
     return [path for _, path in images] + [run.path / "report.md", run.path / "report.html"]
+
+
+def _read_plan(run: RunDirectory, config: Config) -> tuple[Plan, bool]:
+    """What calibration found, and whether the seed was chosen."""
+    saved = read_json(run.plan)
+    try:
+        return plan_from_saved(config, saved["num_examples"], saved), bool(saved["seeded"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise UserError(f"{run.plan} is damaged, as it is no plan of {run.config}: restore it.") from None
+
+
+def _read_result(run: RunDirectory) -> dict[str, Any] | None:
+    """The result of a finished run."""
+    if not run.result.exists():
+        return None
+    result = read_json(run.result)
+    wanted = {"held_out_examples": int, "seconds_per_step": dict, "device": str}
+    if not all(isinstance(result.get(name), kind) for name, kind in wanted.items()):
+        raise UserError(f"{run.result} is damaged, as it is no result of a run: restore it.")
+    return result
+
+
+def _read_samples(run: RunDirectory) -> list[dict[str, str]]:
+    """What a language model wrote."""
+    samples = read_json(run.samples, list) if run.samples.exists() else []
+    if not all(isinstance(x, dict) and {"prompt", "before", "after"} <= x.keys() for x in samples):
+        raise UserError(f"{run.samples} is damaged, as it holds no samples: restore it.")
+    return samples
 
 
 def _with_spectrum(run: RunDirectory, config: Config, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,20 +152,20 @@ class _Sections:
         run: RunDirectory,
         config: Config,
         plan: Plan,
+        seeded: bool,
+        result: dict[str, Any] | None,
         scores: list[dict[str, Any]],
         lines: list[dict[str, Any]],
         reached: int | None,
     ):
         self.title = f"Report: {run.path.name}"
-        self.statement = run.statement_text.read_text(encoding="utf-8")
-        self.config = run.config.read_text(encoding="utf-8")
+        self.statement = read_text(run.statement_text)
+        self.config = read_text(run.config)
         self.warnings = list(plan.warnings)
-        if saved_seed := read_json(run.plan)["seeded"]:
+        if seeded:
             self.warnings.append(
                 "The seed was chosen with --seed: the guarantee holds only against those who do not know it."
             )
-        del saved_seed
-        result = read_json(run.result) if run.result.exists() else None
         if result is None:
             self.warnings.append(
                 f"This run is not finished (seen up to step {reached} of {config.total_steps}): `jaxdp resume "
@@ -129,7 +174,7 @@ class _Sections:
         self.rows = _rows(plan, scores, result, METRICS[config.task.kind], reached)
         last = scores[-1] if scores else {}
         self.classes = class_tables(last.get("confusion", []), last.get("classes", []))
-        self.samples = read_json(run.samples) if run.samples.exists() else []
+        self.samples = _read_samples(run)
         private = [line["private"] for line in lines if "private" in line]
         self.private = _private_rows(private)
 
@@ -273,4 +318,4 @@ def _private_rows(private: list[dict[str, float]]) -> list[tuple[str, str]]:
 
 def read_statement(run: RunDirectory) -> accounting.PrivacyStatement:
     """The statement that the run was published with."""
-    return accounting.PrivacyStatement.from_json(run.statement_json.read_text(encoding="utf-8"))
+    return accounting.PrivacyStatement.from_json(read_text(run.statement_json))

@@ -1,20 +1,25 @@
 """`train` and `resume`: from a configuration to a finished run directory."""
 
-import dataclasses
-import platform
-import time
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jax
+from jaxtyping import PRNGKeyArray
 
 from jaxdp import sampling
-from jaxdp.training._checkpoint import Checkpoints
+from jaxdp._files import write_text
+from jaxdp.training._checkpoint import Checkpoints, DamagedCheckpoint
 from jaxdp.training._config import Config
 from jaxdp.training._config_io import dump_config, load_config
-from jaxdp.training._console import Display, epsilon_text
+from jaxdp.training._console import Display
+from jaxdp.training._environment import devices
 from jaxdp.training._errors import UserError
+from jaxdp.training._failures import in_one_sentence
+from jaxdp.training._finish import is_complete, write_results
+from jaxdp.training._journal import Journal
 from jaxdp.training._loop import (
     Interrupted,
     Job,
@@ -22,24 +27,25 @@ from jaxdp.training._loop import (
     TrainState,
     initial_state,
     run_phases,
-    save_first,
     template_state,
 )
-from jaxdp.training._mesh import make_layout, mesh_sizes
-from jaxdp.training._metrics import MetricsLog, read_metrics
-from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
-from jaxdp.training._processes import check_processes, is_first, of_the_first, run_directory
-from jaxdp.training._report import write_report
-from jaxdp.training._run_directory import (
-    RunDirectory,
-    check_unchanged,
-    read_json,
-    versions,
-    write_json,
-    write_text,
+from jaxdp.training._manifest import (
+    check_config,
+    check_environment,
+    check_task,
+    read_key,
+    read_manifest,
+    restore_files,
+    write_key,
+    write_manifest,
 )
-from jaxdp.training._split_model import fingerprint
+from jaxdp.training._mesh import make_layout, mesh_sizes
+from jaxdp.training._metrics import MetricsLog
+from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
+from jaxdp.training._processes import check_processes, of_the_first, run_directory
+from jaxdp.training._run_directory import RunDirectory
 from jaxdp.training._statement import make_statement
+from jaxdp.training._stored import remove_left_over
 from jaxdp.training._task import Task
 from jaxdp.training._tasks import load_task
 
@@ -64,25 +70,39 @@ def train(config: Config, run_dir: Path, display: Display, seed: int | None = No
     run = run_directory(run_dir, resumed=False)
     if seed is not None and not 0 <= seed < 1 << 64:
         raise UserError("--seed must be a whole number from 0 to 2^64 - 1: give another one, or none.")
-    with StopRequest().listening() as stop:
+    with StopRequest().listening() as stop, in_one_sentence(run):
         task = load_task(config)
         plan = make_plan(config, task.num_train)
         task.check(config.phase)
         run.create()
         with run.lock():
+            # Another process may have begun here since it was looked at.
+            run.create()
             _announce(plan, display)
-            write_text(run.config, dump_config(config))
-            write_json(run.plan, saved_plan(plan) | {"num_examples": plan.num_examples, "seeded": seed is not None})
-            statement = make_statement(plan, seeded=seed is not None)
-            write_text(run.statement_json, statement.to_json() + "\n")
-            write_text(run.statement_text, statement.to_text())
-            write_json(run.manifest, _manifest(run, task) | {"plan": read_json(run.plan)})
-            write_json(run.running, mesh_sizes(config.mesh))
-            job = _job(run, plan, task, display, stop, after_step=0)
             key = of_the_first(sampling.key_from_entropy() if seed is None else sampling.key_from_seed(seed))
-            state = initial_state(job, key)
-            save_first(job, state)
-            return _finish(run, job, state, 0)
+            journal = _begin(run, task, plan, key, seeded=seed is not None)
+            job = _job(run, plan, task, display, stop, journal, Checkpoints(run.saved))
+            job.log = MetricsLog(run.metrics, lines=[], sums=run.metrics_sums)
+            return _finish(run, job, initial_state(job, key), 0)
+
+
+def _begin(run: RunDirectory, task: Task, plan: Plan, key: PRNGKeyArray, *, seeded: bool) -> Journal:
+    """Write all that a run is resumed from, before anything is drawn from its key."""
+    saved, statement = saved_plan(plan), make_statement(plan, seeded=seeded)
+    public = saved | {"num_examples": plan.num_examples, "seeded": seeded}
+    files = {
+        run.plan: json.dumps(public, indent=2) + "\n",
+        run.statement_json: statement.to_json() + "\n",
+        run.statement_text: statement.to_text(),
+        run.config: dump_config(plan.config),
+    }
+    write_key(run, key)
+    journal = Journal.begin(run.journal, _layout(plan.config))
+    # With the manifest the run has begun: it holds the texts of all that is still to be written.
+    write_manifest(run, task, saved, files)
+    for path, text in files.items():
+        write_text(path, text)
+    return journal
 
 
 def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]] = ()) -> Path:
@@ -105,83 +125,110 @@ def resume(run_dir: Path, display: Display, overrides: Sequence[tuple[str, str]]
         raise UserError(f"resume takes no --{wrong}: that is for `jaxdp train`.")
     run = run_directory(run_dir, resumed=True)
     run.require()
-    if run.result.exists():
-        display.say(f"{run.path} is complete: see {run.path / 'report.md'}.")
-        return run.path
-    if not run.manifest.exists():
-        raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
-    with StopRequest().listening() as stop, run.lock():
-        config = load_config(run.config, overrides)
-        check_processes(config)
-        check_mesh(run, config)
-        manifest = read_json(run.manifest)
+    if not run.checkpoints.is_dir() and not run.result.exists():
+        raise UserError(f"{run.checkpoints} is missing, without which no run can be resumed: put it back.")
+    with StopRequest().listening() as stop, in_one_sentence(run):
+        if not run.checkpoints.is_dir():
+            # A finished run whose secrets were deleted, as they may be.
+            is_complete(run, display)
+            return _complete(run, display)
+        with run.lock():
+            run.remove_left_over()
+            manifest = _looked_after(run, display)
+            if is_complete(run, display):
+                return _complete(run, display)
+            return _go_on(run, manifest or read_manifest(run), display, stop, overrides)
+
+
+def _looked_after(run: RunDirectory, display: Display) -> dict[str, Any] | None:
+    """The manifest, with which the run's public files were compared and mended."""
+    try:
+        manifest = read_manifest(run)
+    except UserError as error:
+        if not run.result.exists():
+            raise
+        display.say(f"warning: {error}")
+        return None
+    check_config(run, manifest)
+    for path in restore_files(run, manifest):
+        display.say(f"warning: {path} was missing, damaged or changed: it was written again.")
+    return manifest
+
+
+def _complete(run: RunDirectory, display: Display) -> Path:
+    display.say(f"{run.path} is complete: see {run.report}.")
+    return run.path
+
+
+def _go_on(
+    run: RunDirectory,
+    manifest: dict[str, Any],
+    display: Display,
+    stop: StopRequest,
+    overrides: Sequence[tuple[str, str]],
+) -> Path:
+    """Check that nothing else changed, and train on from the newest state that is not damaged."""
+    check_environment(run, manifest)
+    config = load_config(run.config, overrides)
+    check_processes(config)
+    journal = Journal.read(run.journal)
+    checkpoints = Checkpoints(run.saved)
+    try:
+        for step in checkpoints.torn:
+            display.say(f"warning: the checkpoint of step {step} is not complete, and is left out.")
+        check_mesh(run, config, journal, next(iter(checkpoints.steps()), 0))
         task = load_task(config)
-        check_unchanged(run, manifest, _manifest(run, task))
+        check_task(run, manifest, task)
         plan = plan_from_saved(config, task.num_train, manifest["plan"])
-        checkpoints = Checkpoints(run.saved)
-        latest = checkpoints.latest()
-        if latest is None:
-            raise UserError(f"{run.path} was stopped before anything was saved: remove it and start again.")
-        step, meta = latest
-        job = _job(run, plan, task, display, stop, after_step=step, checkpoints=checkpoints)
+        job = _job(run, plan, task, display, stop, journal, checkpoints)
+        state, meta = _newest_state(run, job)
+        step = int(state.step)
+        check_mesh(run, config, journal, step)
+        journal.go_on(step, _layout(config))
         job.seconds.update(meta["seconds"])
-        _announce(plan, display)
-        display.say(f"going on after step {step} of {job.total}.")
-        write_json(run.running, mesh_sizes(config.mesh))
-        state = checkpoints.restore(step, meta, template_state(job, meta["phase"]))
-        return _finish(run, job, state, meta["phase"])
+        job.log = MetricsLog(run.metrics, step, meta["log"], run.metrics_sums, meta["details"])
+    except BaseException:
+        checkpoints.close()
+        raise
+    _announce(plan, display)
+    display.say(f"going on after step {step} of {job.total}.")
+    return _finish(run, job, state, meta["phase"])
+
+
+def _newest_state(run: RunDirectory, job: Job) -> tuple[TrainState, dict[str, Any]]:
+    """The newest state that can be read, and what was noted with it; the very first one if there is none."""
+    for step in job.checkpoints.steps():
+        try:
+            meta = job.checkpoints.meta(step)
+            return job.checkpoints.restore(step, meta, template_state(job, meta["phase"])), meta
+        except DamagedCheckpoint as error:
+            aside = job.checkpoints.set_aside(step)
+            job.display.say(
+                f"warning: the checkpoint of step {step} is damaged ({error}) and was set aside as {aside}: the steps "
+                "since the one before it are made again."
+            )
+    return initial_state(job, read_key(run)), {"phase": 0, "seconds": {}, "log": [], "details": None}
 
 
 def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:
     """Train to the end and write what the run is for."""
-    stopped = False
-    try:
-        state = run_phases(job, state, index)
-    except Interrupted:
-        stopped = True
-        raise
-    finally:
+    with ExitStack() as last:
         # Also when interrupted: what is being written must get onto the disk.
-        job.checkpoints.close()
-        job.log.close()
-        job.display.close()
-        if stopped:
-            # No step was made after the last checkpoint, so none will be made again.
-            run.running.unlink(missing_ok=True)
-    trained = job.layout.whole(state.params)
-    if not is_first():
-        return run.path
-    job.task.save(trained, run.model)
-    if samples := job.task.samples(trained):
-        write_json(run.samples, [dataclasses.asdict(sample) for sample in samples])
-    metric = job.task.metric
-    last = [line for line in read_metrics(run.metrics) if metric.name in line][-1]
-    write_json(
-        run.result,
-        {
-            metric.name: last[metric.name],
-            "held_out_loss": last["held_out_loss"],
-            "held_out_examples": job.task.num_held_out,
-            "train_examples": job.plan.num_examples,
-            "steps": job.total,
-            "device": _device(),
-            "seconds_per_step": _public_times(job),
-        },
-    )
-    write_report(run)
-    epsilon = epsilon_text(job.plan.epsilon)
-    job.display.say(f"done: {metric.text(last[metric.name])}, epsilon {epsilon}; see {run.path / 'report.md'}.")
+        last.callback(job.display.close)
+        last.callback(job.log.close)
+        last.callback(job.checkpoints.close)
+        try:
+            state = run_phases(job, state, index)
+        except Interrupted:
+            last.callback(job.journal.stop)
+            raise
+    write_results(run, job, state)
     return run.path
 
 
-def check_mesh(run: RunDirectory, config: Config) -> None:
-    """Refuse another mesh where steps may be made again, or where it would be another release."""
-    if run.running.exists() and read_json(run.running) != mesh_sizes(config.mesh):
-        raise UserError(
-            f"{run.path} was killed on a mesh of {_words(read_json(run.running))}, and steps since its last checkpoint "
-            "would be made again with the same noise and another rounding: resume it with those sizes, stop it with "
-            "Ctrl-C, and resume it on another mesh then."
-        )
+def check_mesh(run: RunDirectory, config: Config, journal: Journal, step: int) -> None:
+    """Refuse another mesh where steps after `step` may be made again, or where it would be another release."""
+    journal.check_layout(run.path, step, _layout(config))
     changed = mesh_sizes(config.mesh) != mesh_sizes(load_config(run.config).mesh)
     padded = [phase.name for phase in config.phase if phase.padded_batch_size is not None]
     if changed and padded:
@@ -191,15 +238,9 @@ def check_mesh(run: RunDirectory, config: Config) -> None:
         )
 
 
-def _words(sizes: dict[str, Any]) -> str:
-    return ", ".join(f"{name} = {size}" for name, size in sizes.items() if isinstance(size, int))
-
-
-def _public_times(job: Job) -> dict[str, float]:
-    """Average time of a step, of the phases where it may be told: it follows the size of the batches drawn."""
-    open_book = not job.plan.config.privacy.enabled or job.plan.config.log.private_metrics
-    public = {p.config.name for p in job.plan.phases if open_book or isinstance(p.sampler, sampling.FullBatch)}
-    return {name: _coarse(total / n) for name, (total, n) in job.seconds.items() if n and name in public}
+def _layout(config: Config) -> dict[str, Any]:
+    """Over what a step is cut, which decides how it is rounded."""
+    return mesh_sizes(config.mesh) | devices()
 
 
 def _job(
@@ -208,22 +249,14 @@ def _job(
     task: Task,
     display: Display,
     stop: StopRequest,
-    *,
-    after_step: int,
-    checkpoints: Checkpoints | None = None,
+    journal: Journal,
+    checkpoints: Checkpoints,
 ) -> Job:
     cache = plan.config.data.cache
-    job = Job(
-        plan=plan,
-        task=task,
-        features=run.features if cache is None else Path(cache).expanduser(),
-        checkpoints=Checkpoints(run.saved) if checkpoints is None else checkpoints,
-        log=MetricsLog(run.metrics, after_step),
-        display=display,
-        stop=stop,
-        layout=make_layout(plan.config.mesh, task.params),
-    )
-    return job
+    features = run.features if cache is None else Path(cache).expanduser()
+    remove_left_over(features)
+    layout = make_layout(plan.config.mesh, task.params)
+    return Job(plan, task, features, checkpoints, journal, display, stop, layout)
 
 
 def _announce(plan: Plan, display: Display) -> None:
@@ -237,29 +270,9 @@ def _announce(plan: Plan, display: Display) -> None:
         )
 
 
-def _manifest(run: RunDirectory, task: Task) -> dict[str, Any]:
-    """What must be the same when the run is resumed."""
-    return {
-        "versions": versions(),
-        "config": run.config.read_text(encoding="utf-8"),
-        "data": task.data_fingerprint,
-        "model": fingerprint(task.params),
-        "platform": jax.devices()[0].device_kind,
-    }
-
-
-def _device() -> str:
-    device = jax.devices()[0]
-    return f"{device.device_kind} ({platform.machine()})" if device.platform == "cpu" else device.device_kind
-
-
-def _coarse(seconds: float) -> float:
-    return float(f"{seconds:.2g}")
-
-
 def default_run_dir(config_path: Path) -> Path:
-    """`runs/NAME-DATE-TIME`."""
-    return Path("runs") / f"{config_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """`runs/NAME-DATE-TIME`, with microseconds: two runs may begin in one second."""
+    return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
 __all__ = ["Interrupted", "default_run_dir", "resume", "train"]

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxdp import transforms
+from jaxdp._shown import of_shapes
 
 PyTree = Any
 
@@ -21,6 +22,8 @@ class WatchedState(NamedTuple):
 
     Both are computed from the privatised gradient, so that they are public.
     """
+
+    __repr__ = of_shapes
 
     denoiser: transforms.RmtDenoiseState
     before: dict[str, Float[Array, "m n"]]

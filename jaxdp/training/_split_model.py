@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jaxdp import models
+from jaxdp._shown import of_shapes
 from jaxdp.training._errors import UserError
 
 Params = dict[str, Array]
@@ -27,6 +28,8 @@ class SplitModel:
       params: the values by path, as loaded.
       directory: where its pretrained values and its tokenizer came from; None for a model trained from scratch.
     """
+
+    __repr__ = of_shapes
 
     graphdef: Any
     variables: dict[str, tuple[tuple[Any, ...], Any]]

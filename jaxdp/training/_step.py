@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp import per_example_grad, sampling
+from jaxdp._shown import of_shapes
 from jaxdp.per_example import Placement
 
 PyTree = Any
@@ -25,6 +26,8 @@ class TrainState(NamedTuple):
       key: the root of all randomness; every draw is a function of it and of the step.
       step: updates done so far, of all phases.
     """
+
+    __repr__ = of_shapes
 
     params: Params
     opt_state: PyTree
@@ -64,7 +67,8 @@ def make_step(
 
     Args:
       loss: `loss(trained, frozen, example)`, of one example.
-      sampler: draws indices and mask from a key and the step.
+      sampler: draws indices and mask from a key and the step, in random order; of a full batch, the data themselves
+        must lie in a secret and uniformly random order.
       transformation: from per-example gradients to updates.
       trained: the paths that this phase trains.
       microbatch_size: examples at a time; None for the whole batch.
@@ -96,7 +100,7 @@ def make_step(
         params = {path: state.params[path] for path in trained}
         fixed = frozen | {path: x for path, x in state.params.items() if path not in params}
         grads = per_example_grad(lambda p, example: loss(p, fixed, example))(
-            params, batch, mask=mask, microbatch_size=microbatch_size, placement=placement
+            params, batch, mask=mask, microbatch_size=microbatch_size, placement=placement, shuffled=True
         )
         updates, opt_state = transformation.update(grads, state.opt_state, params)  # pyright: ignore
         updated = state.params | optax.apply_updates(params, updates)  # pyright: ignore

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxdp._shown import of_shapes
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._config_task import TaskKind
 from jaxdp.training._split_model import Params
@@ -116,6 +117,8 @@ class Prepared:
         `held_out_loss`, and `details` is what only the report shows: of the metric and the loss the standard errors,
         and of a classifier how often each class was taken for each.
     """
+
+    __repr__ = of_shapes
 
     train: Any
     held_out: list[tuple[Any, Any]]

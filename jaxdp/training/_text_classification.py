@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxdp import models
+from jaxdp._shown import of_shapes
 from jaxdp.training._classifier import Classifier
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset
@@ -17,6 +18,8 @@ from jaxdp.training._task import Prepared, Progress, Task
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextClassification(Task):
     """A `Task`: labelled texts and a `Classifier`."""
+
+    __repr__ = of_shapes
 
     kind = "text_classification"
     model: Classifier

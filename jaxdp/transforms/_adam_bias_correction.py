@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from jaxdp._wide import wide_dtype
+from jaxdp._numbers import is_number
+from jaxdp._shown import setting
+from jaxdp._wide import is_complex, real_dtype, wide_dtype
 from jaxdp.transforms._known_noise import check_stddev, known_noise
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 
@@ -40,6 +41,7 @@ def scale_by_corrected_adam(
 
     For constant noise $\hat v$ is the second moment less $s^2$. Without noise this is `optax.scale_by_adam`.
 
+    Of complex entries $g^2$ is $|g|^2$, and $s^2$ the noise's variance in both parts together, as in optax's Adam.
     s comes with the gradient, as in `rmt_denoise`: see `with_stddev` of `dpsgd`. What `rmt_denoise` returns does not
     have noise of a known variance any more, so that the two cannot be used together.
 
@@ -78,10 +80,9 @@ def scale_by_corrected_adam(
     _check(b1, b2, eps, floor)
 
     def init(params: PyTree) -> CorrectedAdamState:
-        def zeros() -> PyTree:
-            return jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), params)
-
-        return CorrectedAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+        mu = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), params)
+        nu = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(real_dtype(p.dtype))), params)
+        return CorrectedAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         del params
@@ -94,29 +95,35 @@ def scale_by_corrected_adam(
             return decay * old + (1 - decay) * new
 
         def second_moment(g: Any, s: Any, v: Any) -> Any:
-            return moment(b2, jnp.square(g.astype(v.dtype)) - _variance(s, v), v)
+            return moment(b2, jnp.sum(jnp.square(_parts(g).astype(v.dtype)), axis=0) - _variance(g, s, v), v)
 
         mu = jax.tree.map(lambda g, m: moment(b1, g.astype(m.dtype), m), noisy.tree, state.mu)
         nu = jax.tree.map(second_moment, noisy.tree, noisy.noise_stddev, state.nu)
 
         def scaled(g: Any, s: Any, m: Any, v: Any) -> Any:
             # Without noise v is not negative, so that the floor of zero changes nothing.
-            second_root = jnp.sqrt(jnp.maximum(v / second.astype(v.dtype), floor * _variance(s, v)))
-            return (m / first.astype(m.dtype) / (second_root + eps)).astype(g.dtype)
+            second_root = jnp.sqrt(jnp.maximum(v / second.astype(v.dtype), floor * _variance(g, s, v)))
+            return (m / first.astype(m.dtype) / (second_root + eps).astype(m.dtype)).astype(g.dtype)
 
         return jax.tree.map(scaled, noisy.tree, noisy.noise_stddev, mu, nu), CorrectedAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
 
 
-def _variance(stddev: Any, like: Any) -> Any:
-    return jnp.broadcast_to(jnp.square(stddev.astype(like.dtype)), like.shape)
+def _parts(g: Array) -> Array:
+    """The numbers whose squares are the second moment, along a new first axis."""
+    return jnp.stack([g.real, g.imag]) if is_complex(g) else g[None]
+
+
+def _variance(g: Array, stddev: Any, like: Any) -> Any:
+    """That of the noise in an entry, which in a complex one is in either part."""
+    return jnp.broadcast_to((1 + is_complex(g)) * jnp.square(stddev.astype(like.dtype)), like.shape)
 
 
 def _check(b1: Any, b2: Any, eps: Any, floor: Any) -> None:
     for name, value in (("b1", b1), ("b2", b2), ("eps", eps), ("floor", floor)):
         if not is_number(value):
-            raise TypeError(f"{name} is {value!r}: give a Python number.")
+            raise TypeError(f"{name} is {setting(value)}: give a Python number.")
     for name, value in (("b1", b1), ("b2", b2)):
         if not 0 <= value < 1:
             raise ValueError(f"{name} is {value}: it must lie from 0 to below 1.")

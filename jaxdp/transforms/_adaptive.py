@@ -13,9 +13,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jaxdp._numbers import is_number, takes_numbers
+from jaxdp._shown import of_shapes, setting
+from jaxdp._wide import as_like, as_real, real_dtype
 from jaxdp.per_example._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
-from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, sum_shardings
+from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, slack_of, sum_shardings
 from jaxdp.transforms._spec import (
     SMALLEST_BOUND,
     ClipSpec,
@@ -24,7 +27,6 @@ from jaxdp.transforms._spec import (
     check_bound,
     check_expected_batch_size,
     clipping_weights,
-    is_number,
     noise_scales,
 )
 
@@ -42,6 +44,8 @@ class AdaptiveClipState(NamedTuple):
 
     The thresholds are computed from noisy releases and may be shown; whoever knows the key can remove the noise.
     """
+
+    __repr__ = of_shapes
 
     thresholds: Float[Array, " groups"]
     key: PRNGKeyArray
@@ -64,7 +68,7 @@ class Indicators:
         check_expected_batch_size(self.expected_batch_size)
         stddev = self.noise_stddev
         if stddev is not None and not is_number(stddev):
-            raise TypeError(f"indicator_noise_stddev is {stddev!r}: give a Python number or None.")
+            raise TypeError(f"indicator_noise_stddev is {setting(stddev)}: give a Python number or None.")
         if stddev is not None and not (math.isfinite(stddev) and stddev >= 0):
             raise ValueError(f"indicator_noise_stddev is {stddev}: it must be finite and not negative.")
 
@@ -127,6 +131,7 @@ class AdaptiveClip(optax.GradientTransformation):
             ) from error
 
 
+@takes_numbers
 def adaptive_clip(
     initial_norm: Any,
     *,
@@ -240,13 +245,15 @@ def adaptive_clip(
         tree, scales, bounds = summed.tree, None, thresholds
         if normalize:
             # Divided afterwards: a weight sees its own group's threshold, not the norm of them all.
-            tree = jax.tree.map(lambda x: x / bound.astype(x.dtype), tree)
+            tree = jax.tree.map(lambda x: as_like(as_real(x) / bound.astype(real_dtype(x.dtype)), x), tree)
             bounds = thresholds / bound
         gammas = spec.gammas(thresholds, resolved.names)
+        slack = slack_of(updates).total
         if gammas is not None:
-            scales = noise_scales(tree, resolved, bounds, gammas)
+            scales = noise_scales(tree, resolved, bounds * (1 + slack), gammas)
         spent, shardings = indicators.spent_precision(len(resolved)), sum_shardings(updates, tree)
-        clipped = ClippedSum(tree, 1.0 if normalize else bound, scales, spent, shardings=shardings)
+        sensitivity = (1.0 if normalize else bound) * (1 + slack)
+        clipped = ClippedSum(tree, sensitivity, scales, spent, shardings=shardings, slack=slack)
         release_key = jax.random.fold_in(jax.random.fold_in(state.key, _INDICATOR_TAG), state.count)
         below = indicators.release(summed.squared_norms, thresholds, summed.mask, release_key)
         moved = thresholds * jnp.exp(-learning_rate * (below - target_quantile))
@@ -267,7 +274,7 @@ def _names(spec: ClipSpec, params: PyTree) -> tuple[Hashable, ...]:
 def _check_tracking(target_quantile: Any, learning_rate: Any, floor: Any) -> None:
     for name, value in (("target_quantile", target_quantile), ("learning_rate", learning_rate), ("floor", floor)):
         if not is_number(value):
-            raise TypeError(f"{name} is {value!r}: give a Python number.")
+            raise TypeError(f"{name} is {setting(value)}: give a Python number.")
     if not 0 < target_quantile < 1:
         raise ValueError(f"target_quantile is {target_quantile}: it must lie between 0 and 1.")
     if not 0 < learning_rate < math.inf:

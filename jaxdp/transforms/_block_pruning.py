@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from jaxdp._numbers import is_number, is_whole
+from jaxdp._shown import setting
+from jaxdp._wide import is_complex
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 
@@ -47,7 +49,7 @@ def prune_blocks(keep: float | int, *, block: int | tuple[int, int] | None = Non
       Dual-Priv Pruning, arXiv 2506.07077 (its pruning of updates by the size of noisy gradients).
     """
     if not is_number(keep):
-        raise TypeError(f"keep is {keep!r}: give the share of blocks to keep as a Python number.")
+        raise TypeError(f"keep is {setting(keep)}: give the share of blocks to keep as a Python number.")
     if not 0 < keep <= 1:
         raise ValueError(f"keep is {keep}: give a share above 0 and up to 1.")
     rows, columns = _block_shape(block)
@@ -119,6 +121,10 @@ class _Tiling(NamedTuple):
 
 def _scores(leaf: Array, stddev: Array | None, tiling: _Tiling) -> Float[Array, "stack down across"]:
     """The mean square of each tile, over that of its noise where it is known."""
+    if is_complex(leaf):
+        # Two real numbers with noise of that std each.
+        parts = (_scores(part, stddev, tiling) for part in (leaf.real, leaf.imag))
+        return sum(parts, start=jnp.zeros(tiling.grid, jnp.float32)) / 2
     wide = leaf.astype(jnp.float32)
     if stddev is not None:
         # Where there is no noise nothing is lost by keeping.
@@ -132,7 +138,7 @@ def _block_shape(block: Any) -> tuple[int | None, int | None]:
     if block is None:
         return None, None
     sizes = block if isinstance(block, tuple) else (1, block)
-    if len(sizes) != 2 or any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
+    if len(sizes) != 2 or not all(map(is_whole, sizes)):
         raise TypeError(f"block is {block!r}: give None, a whole number, or two of them.")
     if min(sizes) < 1:
         raise ValueError(f"block is {block!r}: its sizes must be at least 1.")

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxdp.norms import EXACT, Norm
-from jaxdp.per_example import Inert, PerExampleGrads
+from jaxdp.per_example import PerExampleGrads, Private
 from jaxdp.transforms._noisy_gradient import NoisyGradient
 
 PyTree = Any
@@ -19,8 +19,8 @@ PyTree = Any
 _LEAST_SHARE = 1e-6
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ClippedSum(Inert):
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ClippedSum(Private):
     r"""A sum over examples, each of bounded influence, together with that bound.
 
     Adding or removing any one example moves `tree` by at most `sensitivity` in L2 norm. The value is private until
@@ -38,11 +38,13 @@ class ClippedSum(Inert):
       norm: how the norms were found. Where they were estimated, `sensitivity` is the nominal $\sqrt{\sum_m R_m^2}$, and
         only the law that `Clip.dp_event` names bounds an example's influence.
       shardings: pytree like `tree`, how its leaves are cut over the devices of a mesh; None on one device.
+      slack: the share of the clipping norm that `sensitivity` and `noise_scales` hold for rounding, a public number.
     """
 
-    _refusal = (
-        "a clipped sum reached arithmetic before noise was added to it: put add_gaussian_noise directly after "
-        "clip, and scaling, momentum and optimisers after that."
+    _what = "a clipped sum reached arithmetic before noise was added to it"
+    _advice = (
+        "put add_gaussian_noise directly after clip, and scaling, momentum, optimisers, MultiSteps and every other "
+        "wrapper behind the noise"
     )
 
     tree: PyTree
@@ -51,6 +53,7 @@ class ClippedSum(Inert):
     spent_precision: float = 0.0
     norm: Norm = EXACT
     shardings: PyTree | None = None
+    slack: float = 0.0
 
     def noise_multiplier(self, joint: float | int) -> float:
         r"""The sum's own noise multiplier, where `joint` is that of everything released about these examples.

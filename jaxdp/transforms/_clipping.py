@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._numbers import takes_numbers
+from jaxdp._shown import of_shapes
 from jaxdp.norms import EXACT, Exact, Norm
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked
-from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups, sum_shardings
+from jaxdp.transforms._examples import check_examples, clip_and_sum, resolved_groups, slack_of, sum_shardings
 from jaxdp.transforms._spec import ClipSpec, NoiseShape, Rule, clipping_weights, noise_scales
 
 PyTree = Any
@@ -22,6 +24,8 @@ _PROBE_TAG = zlib.crc32(b"jaxdp.transforms.clip")
 
 class RandomizedClipState(NamedTuple):
     """The key of the probes' stream and the number of steps so far: restoring both never repeats a draw."""
+
+    __repr__ = of_shapes
 
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -51,6 +55,7 @@ class Clip(optax.GradientTransformation):
         return self.spec.dp_event(noise_multiplier)
 
 
+@takes_numbers
 def clip(
     max_norm: Any,
     *,
@@ -176,9 +181,12 @@ def clip(
         probe_key = None if exact else jax.random.fold_in(jax.random.fold_in(state.key, _PROBE_TAG), state.count)
         tree = clip_and_sum(updates, resolved, weight_fn, thresholds, norm, probe_key)
         gammas = spec.gammas(thresholds, resolved.names)
-        scales = None if gammas is None else noise_scales(tree, resolved, thresholds / unit, gammas)
+        slack = slack_of(updates, norm).total
+        bounds = thresholds * ((1 + slack) / unit)
+        scales = None if gammas is None else noise_scales(tree, resolved, bounds, gammas)
         after = state if exact else RandomizedClipState(state.key, state.count + 1)
-        return ClippedSum(tree, spec.sensitivity, scales, norm=norm, shardings=sum_shardings(updates, tree)), after
+        sensitivity, shardings = spec.sensitivity * (1 + slack), sum_shardings(updates, tree)
+        return ClippedSum(tree, sensitivity, scales, norm=norm, shardings=shardings, slack=slack), after
 
     transformation = Clip(init, update)
     transformation.spec = spec

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jaxdp._wide import wide_dtype
+from jaxdp._numbers import is_number, is_whole
+from jaxdp._wide import is_complex, wide_dtype
 from jaxdp.transforms._denoise_numerics import (
     COLD_PASSES,
     Denoised,
@@ -22,7 +23,6 @@ from jaxdp.transforms._denoise_numerics import (
     denoise_by_subspace,
 )
 from jaxdp.transforms._known_noise import check_stddev, known_noise
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 Method = Literal["auto", "gram", "subspace"]
@@ -245,6 +245,8 @@ def _view(path: str, leaf: Any, select: Select, method: Method) -> _View | None:
         return None
     if layout not in ("matrix", "conv", "first_axis"):
         raise ValueError(f'select gave {layout!r} for {path}: give "matrix", "conv", "first_axis" or None.')
+    if is_complex(leaf):
+        raise TypeError(f"{path} is complex, and rmt_denoise is about real matrices: have select give None for it.")
     if len(shape) < 2:
         raise ValueError(f"select gave {layout!r} for {path}, whose shape is {shape}: give None for it.")
     split = {"matrix": len(shape) - 2, "conv": 0, "first_axis": 0}[layout]
@@ -278,5 +280,5 @@ def _check(method: Any, mode: Any, gate: Any, norm_correct: Any, width: Any) -> 
         raise ValueError(f"gate is {gate}: below 1 it would open on noise alone, so give a finite number from 1.")
     if not isinstance(norm_correct, bool):
         raise TypeError(f"norm_correct is {norm_correct!r}: give True or False.")
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+    if not is_whole(width) or width < 1:
         raise ValueError(f"width is {width!r}: give the number of singular triplets, at least 1.")

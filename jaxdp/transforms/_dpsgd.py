@@ -6,6 +6,7 @@ import dp_accounting
 import optax
 from jaxtyping import PRNGKeyArray
 
+from jaxdp._numbers import takes_numbers
 from jaxdp.norms import EXACT, Norm
 from jaxdp.transforms._adaptive import AdaptiveClip, adaptive_clip
 from jaxdp.transforms._clipping import Clip, clip
@@ -27,6 +28,7 @@ class DPSGD(optax.GradientTransformation):
         return self.clip.dp_event(self.noise_multiplier)
 
 
+@takes_numbers
 def dpsgd(
     *,
     max_norm: Any,
@@ -84,6 +86,7 @@ def dpsgd(
     return _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev)
 
 
+@takes_numbers
 def adaptive_dpsgd(
     *,
     initial_norm: Any,

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from jaxdp.norms import Norm
+from jaxdp._shown import of_shapes
+from jaxdp._wide import is_complex
+from jaxdp.norms import EXACT, Norm, certified_norm
 from jaxdp.per_example import (
     Groups,
     PerExampleGrads,
+    Slack,
     resolve_groups,
-    stacked_squared_norms,
+    slack_of_arrays,
+    stacked_certificates,
     stacked_weighted_sum,
 )
 from jaxdp.transforms._clipped_sum import ClippedSum, describe, refuse_masked
@@ -44,6 +48,14 @@ def clip_and_sum(
     return _stacked(updates, groups, weight_fn, thresholds)[0]
 
 
+def slack_of(updates: PyTree, norm: Norm = EXACT) -> Slack:
+    """What rounding may add to an example's influence on the sum, as a share of the clipping norm."""
+    if isinstance(updates, PerExampleGrads):
+        return updates.slack(norm)
+    leaves = jax.tree.leaves(updates)
+    return slack_of_arrays(leaves[0].shape[0], [leaf.dtype for leaf in leaves])
+
+
 def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
     """How the examples' sum is cut over the devices of a mesh, if that was said."""
     return updates.sum_shardings(tree) if isinstance(updates, PerExampleGrads) else None
@@ -51,6 +63,8 @@ def sum_shardings(updates: PyTree, tree: PyTree) -> PyTree | None:
 
 class WithNorms(NamedTuple):
     """A clipped sum, the squared norms that it was made from, and which rows are examples."""
+
+    __repr__ = of_shapes
 
     tree: PyTree
     squared_norms: Float[Array, "batch groups"]
@@ -68,10 +82,12 @@ def clip_and_sum_with_norms(
 
 
 def _stacked(updates: PyTree, groups: Groups, weight_fn: Any, thresholds: Array) -> tuple[PyTree, Array]:
-    norms = stacked_squared_norms(updates, groups)
-    finite = jnp.all(jnp.isfinite(norms), axis=1, keepdims=True)
-    weights = jnp.where(finite, weight_fn(norms, thresholds[None]), 0.0)
-    return stacked_weighted_sum(updates, weights, groups), norms
+    size = jax.tree.leaves(updates)[0].shape[0]
+    found = stacked_certificates(updates, groups, size)
+    certified = certified_norm(jnp.swapaxes(found, 1, 2), slack_of(updates).per_example)
+    finite = jnp.all(jnp.isfinite(certified), axis=1, keepdims=True)
+    weights = jnp.where(finite, weight_fn(jnp.square(certified), thresholds[None]), 0.0)
+    return stacked_weighted_sum(updates, weights, groups), found[:, 0]
 
 
 def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
@@ -95,9 +111,17 @@ def _check_stacked(name: str, updates: PyTree, params: PyTree | None) -> None:
                 "clipping that bounds nobody's influence; pass jaxdp.per_example_grad(loss)(params, batch)."
             )
         if leaf.shape[1:] != param.shape:
-            raise TypeError(f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed.")
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{where} has shape {leaf.shape} where [batch] + {param.shape} is needed: give one gradient for each "
+                "example, and put optax.flatten, MultiSteps and every other wrapper behind the noise."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(f"{where} has dtype {leaf.dtype}: only floating-point gradients have a norm that bounds.")
+        if is_complex(leaf) != is_complex(param):
+            raise TypeError(
+                f"{where} has dtype {leaf.dtype} where the parameter has {param.dtype}: give what jax.grad does, "
+                "complex where the parameter is and real where it is real."
+            )
         sizes.add(leaf.shape[0])
     if len(sizes) != 1:
         raise TypeError(f"the gradients have different numbers of examples: {sorted(sizes)}.")

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from jaxdp._numbers import is_whole, takes_numbers
+from jaxdp._shown import of_shapes, setting, shown
 from jaxdp.per_example import Inert, PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._examples import check_examples
@@ -27,6 +29,8 @@ _LONG_PERIOD = 50
 class GrapeState(NamedTuple):
     """The projections' key, the number of updates so far, and the inner chain's state, in the subspace."""
 
+    __repr__ = of_shapes
+
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     inner: PyTree
@@ -35,13 +39,17 @@ class GrapeState(NamedTuple):
 class FullSpace(Inert):
     """A parameter where only its coordinates in a subspace are at hand: it has a shape, and no value."""
 
-    _refusal = (
+    _what = (
         "the chain inside grape or zeroth_order reads the parameters (weight decay or a trust ratio), which have no "
-        "value in a subspace: put optax.add_decayed_weights, and the learning rate after it, behind it in the chain."
+        "value in a subspace"
     )
+    _advice = "put optax.add_decayed_weights, and the learning rate after it, behind it in the chain"
 
     def __init__(self, struct: jax.ShapeDtypeStruct) -> None:
         self.shape, self.dtype, self.ndim, self.size = struct.shape, struct.dtype, struct.ndim, struct.size
+
+    def __repr__(self) -> str:
+        return f"FullSpace({shown(self)})"
 
 
 class GRAPE(optax.GradientTransformation):
@@ -60,6 +68,7 @@ class GRAPE(optax.GradientTransformation):
         return event()
 
 
+@takes_numbers
 def grape(
     inner: optax.GradientTransformation,
     *,
@@ -223,8 +232,8 @@ def check_output(name: str, steps: PyTree, subspace: Subspace) -> None:
 
 def _check_arguments(rank: Any, refresh_every: Any, side: Any, projection: Any, on_refresh: Any) -> None:
     for name, value in (("rank", rank), ("refresh_every", refresh_every)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}: give a whole number.")
+        if not is_whole(value):
+            raise TypeError(f"{name} is {setting(value)}: give a whole number.")
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1.")
     for name, value, allowed in (

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxdp._wide import wide_dtype
+from jaxdp._numbers import is_number
+from jaxdp._shown import setting
+from jaxdp._wide import real_dtype, wide_dtype
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient
-from jaxdp.transforms._spec import is_number
 
 PyTree = Any
 
@@ -18,7 +19,7 @@ PyTree = Any
 def check_stddev(noise_stddev: Any) -> None:
     """Refuse a number that is no std; arrays and pytrees are checked against the gradient."""
     if isinstance(noise_stddev, bool | str):
-        raise TypeError(f"noise_stddev is {noise_stddev!r}: give a number, a pytree like the gradient, or None.")
+        raise TypeError(f"noise_stddev is {setting(noise_stddev)}: give a number, a pytree like the gradient, or None.")
     if is_number(noise_stddev) and not (math.isfinite(noise_stddev) and noise_stddev >= 0):
         raise ValueError(f"noise_stddev is {noise_stddev}: it must be finite and not negative.")
 
@@ -56,7 +57,7 @@ def _spread(noise_stddev: Any, tree: PyTree) -> PyTree:
         given = jax.tree.leaves(noise_stddev)
     else:
         raise TypeError("noise_stddev is neither a number nor a pytree like the gradient: give one of these, or None.")
-    stddevs = [jnp.asarray(s, wide_dtype(leaf.dtype)) for s, leaf in zip(given, leaves, strict=True)]
+    stddevs = [jnp.asarray(s, wide_dtype(real_dtype(leaf.dtype))) for s, leaf in zip(given, leaves, strict=True)]
     for s, leaf in zip(stddevs, leaves, strict=True):
         try:
             fits = jnp.broadcast_shapes(s.shape, leaf.shape) == leaf.shape and s.ndim in (0, leaf.ndim)

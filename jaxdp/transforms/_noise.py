@@ -12,7 +12,10 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
 from jaxdp._normals import derived_words, has_own_numbers, normals_from
+from jaxdp._numbers import is_number, takes_numbers
 from jaxdp._shards import check_generator
+from jaxdp._shown import of_shapes, setting
+from jaxdp._wide import as_like, as_real, is_complex, wide
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
 from jaxdp.transforms._noisy_gradient import NoisyGradient
@@ -31,10 +34,13 @@ _MOST = 1 << 30
 class GaussianNoiseState(NamedTuple):
     """The stream's key and the number of releases so far: restoring both never repeats a draw."""
 
+    __repr__ = of_shapes
+
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
+@takes_numbers
 def add_gaussian_noise(
     noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False
 ) -> optax.GradientTransformation:
@@ -45,7 +51,8 @@ def add_gaussian_noise(
     larger one that leaves it so. In every case the release is a Gaussian one of noise multiplier $\sigma$.
 
     Every release draws from a key of its own (the stream's key folded with the number of releases so far), every
-    parameter from places of its own in that key's stream. The noise is drawn in float32 or better. On a mesh
+    parameter from places of its own in that key's stream. The noise is drawn in float32 or better. A complex parameter
+    is a real vector of twice the length: its real and its imaginary part have noise of that std each. On a mesh
     (`jaxdp.parallel`) every device draws its own part of it, and the values are those of one device.
 
     Args:
@@ -73,8 +80,10 @@ def add_gaussian_noise(
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
     """
-    if isinstance(noise_multiplier, bool) or not isinstance(noise_multiplier, int | float):
-        raise TypeError(f"noise_multiplier is {noise_multiplier!r}: give a Python number, as calibration returns.")
+    if not is_number(noise_multiplier):
+        raise TypeError(
+            f"noise_multiplier is {setting(noise_multiplier)}: give a Python number, as calibration returns."
+        )
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
     check_key(key)
@@ -94,7 +103,8 @@ def add_gaussian_noise(
         own_multiplier = updates.noise_multiplier(noise_multiplier)
         leaves, treedef = jax.tree.flatten(updates.tree)
         # Half-precision noise has few distinct values and no tails.
-        wide = [leaf.astype(leaf.dtype if jnp.finfo(leaf.dtype).bits >= 32 else jnp.float32) for leaf in leaves]
+        full = [wide(leaf) for leaf in leaves]
+        parts = [as_real(leaf) for leaf in full]
         scales = [updates.sensitivity] * len(leaves)
         if updates.noise_scales is not None:
             scales = treedef.flatten_up_to(updates.noise_scales)
@@ -102,9 +112,10 @@ def add_gaussian_noise(
         if updates.shardings is not None:
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
-        stddevs = [jnp.asarray(own_multiplier * scale, leaf.dtype) for leaf, scale in zip(wide, scales, strict=True)]
-        noisy = _with_noise(wide, stddevs, state.key, state.count, shardings)
-        gradient = treedef.unflatten(noisy)
+        stddevs = [jnp.asarray(own_multiplier * scale, x.dtype) for x, scale in zip(parts, scales, strict=True)]
+        spread = [s[..., None] if s.ndim and is_complex(x) else s for s, x in zip(stddevs, full, strict=True)]
+        noisy = _with_noise(parts, spread, state.key, state.count, shardings)
+        gradient = treedef.unflatten([as_like(x, leaf) for x, leaf in zip(noisy, full, strict=True)])
         if with_stddev:
             gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
         return gradient, GaussianNoiseState(state.key, state.count + 1)

@@ -12,7 +12,7 @@ from jaxdp.per_example import Inert
 PyTree = Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class NoisyGradient(Inert):
     """A privatised sum or mean together with the std of its noise, as the mechanism drew it.
 
@@ -23,13 +23,13 @@ class NoisyGradient(Inert):
     Attributes:
       tree: pytree like the parameters, float32 or better.
       noise_stddev: pytree like `tree` of arrays that broadcast against its leaves: the std of the Gaussian noise in
-        each entry, in the unit of `tree`; traced where thresholds adapt.
+        each entry (of a complex one, in either part), in the unit of `tree`; traced where thresholds adapt.
     """
 
-    _refusal = (
-        "a gradient that carries the std of its noise reached arithmetic that would make the std wrong: put "
-        "jaxdp.transforms.rmt_denoise, scale_by_corrected_adam or prune_blocks before it (only optax.scale may stand "
-        "in between), or leave with_stddev out where nothing needs it."
+    _what = "a gradient that carries the std of its noise reached arithmetic that would make the std wrong"
+    _advice = (
+        "put jaxdp.transforms.rmt_denoise, scale_by_corrected_adam or prune_blocks before it (only optax.scale may "
+        "stand in between), or leave with_stddev out where nothing needs it"
     )
     # numpy's own scalars then leave the product to this class.
     __array_ufunc__ = None
@@ -39,7 +39,7 @@ class NoisyGradient(Inert):
 
     def __mul__(self, factor: Any) -> "NoisyGradient":
         """Gradient and std times a scalar."""
-        if isinstance(factor, Inert) or np.ndim(factor) != 0:
+        if isinstance(factor, Inert) or np.ndim(factor) != 0 or jnp.iscomplexobj(factor):
             self._refuse()
         tree = jax.tree.map(lambda x: x * jnp.asarray(factor, x.dtype), self.tree)
         return NoisyGradient(tree, jax.tree.map(lambda s: s * jnp.abs(jnp.asarray(factor, s.dtype)), self.noise_stddev))

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdp._numbers import is_number
+from jaxdp._shown import setting
 from jaxdp.accounting import RandomizedGaussianDpEvent
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import Groups
@@ -59,14 +61,14 @@ class ClipSpec:
         if isinstance(self.noise_shape, str):
             if self.noise_shape not in ("isotropic", "equal_budget"):
                 raise ValueError(
-                    f'noise_shape is {self.noise_shape!r}: use "isotropic", "equal_budget", or a positive number for '
-                    "each group."
+                    f'noise_shape is {setting(self.noise_shape)}: use "isotropic", "equal_budget", or a positive '
+                    "number for each group."
                 )
             return
         for name, gamma in self._by_group("noise_shape", self.noise_shape).items():
             if not (is_number(gamma) and 1 / _LARGEST_GAMMA <= gamma <= _LARGEST_GAMMA):
                 raise ValueError(
-                    f"noise_shape of {name!r} is {gamma!r}: give a number from {1 / _LARGEST_GAMMA:g} to "
+                    f"noise_shape of {name!r} is {setting(gamma)}: give a number from {1 / _LARGEST_GAMMA:g} to "
                     f"{_LARGEST_GAMMA:g}; only the ratios between groups matter."
                 )
 
@@ -169,12 +171,12 @@ class ClipSpec:
             return prefix_nodes(given)
         if field == "noise_shape":
             raise TypeError(
-                f'noise_shape is {given!r}: use "isotropic", "equal_budget", a mapping from the name of each group to '
-                "a number, or a prefix tree of params where max_norm is one."
+                f'noise_shape is {setting(given)}: use "isotropic", "equal_budget", a mapping from the name of each '
+                "group to a number, or a prefix tree of params where max_norm is one."
             )
         raise TypeError(
-            f"max_norm is {given!r}: give the clipping norm as a Python number, a prefix tree of params with a number "
-            "at each node, or a mapping from the name of each of groups to a number."
+            f"max_norm is {setting(given)}: give the clipping norm as a Python number, a prefix tree of params with a "
+            "number at each node, or a mapping from the name of each of groups to a number."
         )
 
 
@@ -208,15 +210,10 @@ def noise_scales(tree: PyTree, groups: Groups, thresholds: Array, gammas: Array)
     return treedef.unflatten(spread)
 
 
-def is_number(value: Any) -> bool:
-    """Whether this is a Python number (a boolean is none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def check_bound(bound: Any, name: str) -> None:
     """Refuse what is no clipping norm."""
     if not is_number(bound):
-        raise TypeError(f"{name} is {bound!r}: give the clipping norm as a Python number.")
+        raise TypeError(f"{name} is {setting(bound)}: give the clipping norm as a Python number.")
     if not (math.isfinite(bound) and bound > 0):
         raise ValueError(
             f"{name} is {bound}: the clipping norm must be positive and finite, or the sum has no bounded sensitivity."
@@ -231,7 +228,7 @@ def check_bound(bound: Any, name: str) -> None:
 def check_expected_batch_size(size: Any) -> None:
     """Refuse what is no public, positive number."""
     if not is_number(size):
-        raise TypeError(f"expected_batch_size is {size!r}: give a public Python number.")
+        raise TypeError(f"expected_batch_size is {setting(size)}: give a public Python number.")
     if not (math.isfinite(size) and size > 0):
         raise ValueError(f"expected_batch_size is {size}: it must be positive and finite.")
 

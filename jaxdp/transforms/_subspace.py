@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
-from jaxdp._wide import wide_dtype
+from jaxdp._shown import setting
+from jaxdp._wide import is_complex, wide_dtype
 from jaxdp.per_example import MatrixAxes, Projection
 from jaxdp.per_example._check import leaf_name
 from jaxdp.per_example._projection import project_along, projected_shape
@@ -127,8 +128,10 @@ def choose(params: PyTree, rank: int, side: Side, select: Select | None, matrice
         if not wanted or known is None:
             chosen.append(None)
             continue
+        if is_complex(leaf):
+            raise TypeError(f"{name} is complex, and a subspace is one of real matrices: leave it out with select.")
         if not isinstance(known, MatrixAxes):
-            raise TypeError(f"matrices has {known!r} for {name}: take it from PerExampleGrads.matrices().")
+            raise TypeError(f"matrices has {setting(known)} for {name}: take it from PerExampleGrads.matrices().")
         one = Chosen(shape, known.side(shape, side), known.batch, rank)
         chosen.append(one if one.width > rank else None)
     structs = tuple(

@@ -10,11 +10,12 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from jaxdp._normals import standard_normal
-from jaxdp._wide import wide_dtype
+from jaxdp._numbers import is_number, is_whole, takes_numbers
+from jaxdp._shown import of_shapes, setting
+from jaxdp._wide import as_like, as_real, wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output
-from jaxdp.transforms._spec import is_number
 from jaxdp.transforms._subspace import Subspace
 
 PyTree = Any
@@ -26,11 +27,14 @@ _DIRECTION_TAG = zlib.crc32(b"jaxdp.transforms.zeroth_order")
 class ZerothOrderState(NamedTuple):
     """The directions' key, the number of updates so far, and the inner chain's state."""
 
+    __repr__ = of_shapes
+
     key: PRNGKeyArray
     count: Int[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     inner: PyTree
 
 
+@takes_numbers
 def zeroth_order(
     inner: optax.GradientTransformation,
     *,
@@ -83,12 +87,12 @@ def zeroth_order(
       Zhang et al., DPZero, arXiv 2310.09639. Tang et al., Private Fine-tuning with Zeroth-order Optimization, arXiv
       2401.04343.
     """
-    if not isinstance(directions, int) or isinstance(directions, bool):
-        raise TypeError(f"directions is {directions!r}: give a whole number.")
+    if not is_whole(directions):
+        raise TypeError(f"directions is {setting(directions)}: give a whole number.")
     if directions < 1:
         raise ValueError(f"directions is {directions}: it must be at least 1.")
     if not is_number(scale):
-        raise TypeError(f"scale is {scale!r}: give a Python number.")
+        raise TypeError(f"scale is {setting(scale)}: give a Python number.")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale is {scale}: it must be positive and finite.")
     check_key(key)
@@ -145,7 +149,8 @@ def zeroth_order(
         def add(total: PyTree, number: Array) -> tuple[PyTree, None]:
             direction = drawn(number)
             share = found[number, 0] / directions
-            return jax.tree.map(lambda t, z: t + share.astype(z.dtype) * z, total, direction), None
+            # As `jax.grad` has it: the gradient of a complex parameter is the conjugate of the direction it rises in.
+            return jax.tree.map(lambda t, z: t + share.astype(z.dtype) * jnp.conj(z), total, direction), None
 
         zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), wide_dtype(x.dtype)), updates.params)
         total, _ = jax.lax.scan(add, zeros, jnp.arange(directions))
@@ -159,7 +164,12 @@ def zeroth_order(
 def _direction(params: PyTree, key: PRNGKeyArray) -> PyTree:
     """A standard normal direction, every parameter from a key of its own."""
     leaves, treedef = jax.tree.flatten(params)
-    draw = lambda i, x: standard_normal(jax.random.fold_in(key, i), jnp.shape(x), wide_dtype(x.dtype))
+
+    def draw(i: int, x: Array) -> Array:
+        wide = jax.ShapeDtypeStruct(jnp.shape(x), wide_dtype(x.dtype))
+        parts = jax.eval_shape(as_real, wide)
+        return as_like(standard_normal(jax.random.fold_in(key, i), parts.shape, parts.dtype), wide)
+
     return treedef.unflatten([draw(i, x) for i, x in enumerate(leaves)])
 
 

@@ -135,6 +135,21 @@ def test_numbers_are_never_rounded_in_favour_of_the_run():
     ]
 
 
+def test_the_statement_says_whose_bound_epsilon_is(statement: PrivacyStatement):
+    assert statement.bound == "pld"
+    assert "the bound by privacy loss distributions (pld), the smaller of pld and rdp" in flat(statement)
+    many = PrivacyStatement.from_phases([phase("all", FullBatch(10), 5.0, 3)], delta=1e-5, accountant="rdp")
+    assert many.bound == "rdp" and "the bound by Rényi divergences (rdp); rounding is counted" in flat(many)
+    # One written before statements said it.
+    old = {name: value for name, value in json.loads(statement.to_json()).items() if name != "bound"}
+    assert PrivacyStatement.from_json(json.dumps(old)) == dataclasses.replace(statement, bound="")
+    assert "the bound by" not in flat(PrivacyStatement.from_json(json.dumps(old)))
+
+
+def flat(statement: PrivacyStatement) -> str:
+    return " ".join(statement.to_text().split())
+
+
 def test_hyperparameter_tuning_can_be_described(statement: PrivacyStatement):
     text = "chosen on public data"
     assert text in PrivacyStatement.from_phases(statement.phases[:1], delta=1e-5, hyperparameter_tuning=text).to_text()

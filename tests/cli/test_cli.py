@@ -36,6 +36,7 @@ def test_help_names_the_commands_and_gives_examples(capsys):
         assert text in out
 
 
+@pytest.mark.quick
 def test_help_of_train_explains_every_field(capsys):
     code, out, _ = call(capsys, "train", "--help")
     assert code == 0

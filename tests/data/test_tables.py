@@ -59,7 +59,7 @@ def test_given_label_names_fix_the_order_and_refuse_others(tmp_path):
     path = write(tmp_path / "t.csv")
     dataset = data.read_table(path, "text", "label", label_names=("yes", "no", "maybe"))
     assert dataset.labels.tolist() == [0, 1, 0]
-    with pytest.raises(ValueError, match=r"row 2 has label = 'no', which is not among label_names yes, maybe"):
+    with pytest.raises(ValueError, match=r"row 2 has a label that is not among label_names yes, maybe"):
         data.read_table(path, "text", "label", label_names=["yes", "maybe"])
 
 
@@ -79,6 +79,14 @@ def test_a_missing_column_lists_those_that_exist(tmp_path, kind):
     path = write(tmp_path / f"t.{kind}", columns=("review", "stars"))
     with pytest.raises(ValueError, match=r"has no column 'text': its columns are 'review', 'stars'\."):
         data.read_table(path, "text", "stars")
+
+
+def test_a_table_without_a_header_shows_nobodys_text(tmp_path):
+    """What stands where the columns' names should is the first person's."""
+    (tmp_path / "t.csv").write_text("i owe the bank 7120,secret\nb,open\n")
+    with pytest.raises(ValueError, match="its columns are the 2 that its first line names") as why:
+        data.read_table(tmp_path / "t.csv", "text", "label")
+    assert "7120" not in str(why.value) and "secret" not in str(why.value)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -108,7 +116,7 @@ def test_a_missing_value_names_its_row(tmp_path, kind, bad, sentence):
         ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no label"),
         ("t.jsonl", b'{"text": 5, "label": 1}', "row 1 has text of type int: texts must be strings"),
         ("t.jsonl", b'{"text": "a", "label": 0.5}', "row 1 has label of type float: labels must be"),
-        ("t.csv", b"text,label\na,x\nb,x\n", "has the single label 'x'"),
+        ("t.csv", b"text,label\na,x\nb,x\n", "has the same label in every row"),
         ("t.parquet", b"not one", "is not a Parquet file"),
         ("t.xlsx", b"", r"must end in one of \.csv, \.tsv, .*, not '\.xlsx'"),
     ],

@@ -28,9 +28,9 @@ def tokenised():
 def test_wrong_labels_and_lengths_are_explained():
     with pytest.raises(ValueError, match="there are 2 texts but 1 labels"):
         labelled(["x", "y"], [0])
-    with pytest.raises(ValueError, match="row 2 has label 3, but there are 3 label names"):
+    with pytest.raises(ValueError, match="row 2 has a label that none of the 3 label names has"):
         labelled(["x", "y"], [0, 3])
-    with pytest.raises(ValueError, match="row 1 has label -1"):
+    with pytest.raises(ValueError, match="row 1 has a label that none"):
         labelled(["x", "y"], [-1, 0])
     with pytest.raises(ValueError, match="label_names must be at least two different names"):
         LabelledText(("x",), np.zeros(1, np.int32), ("a", "a"))

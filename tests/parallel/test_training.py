@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxdp.training import RunDirectory, UserError, load_config, make_plan
-from jaxdp.training._mesh import mesh_sizes
-from jaxdp.training._run import check_mesh
-from jaxdp.training._run_directory import write_json
+from jaxdp.training._journal import Journal
+from jaxdp.training._run import _layout, check_mesh
 
 
 @pytest.mark.parametrize(
@@ -34,12 +33,35 @@ def test_steps_are_not_made_again_with_another_rounding(config: Path, tmp_path: 
     run = RunDirectory(tmp_path / "killed")
     run.create()
     run.config.write_text(config.read_text())
-    write_json(run.running, mesh_sizes(load_config(config).mesh))
-    check_mesh(run, load_config(run.config))
-    with pytest.raises(UserError, match="was killed on a mesh of data = 1, fsdp = 1, tensor = 1"):
-        check_mesh(run, load_config(run.config, [("mesh.data", "2")]))
-    run.running.unlink()
-    check_mesh(run, load_config(run.config, [("mesh.data", "2")]))
+    same, other = load_config(run.config), load_config(run.config, [("mesh.data", "2")])
+    Journal.begin(run.journal, _layout(same)).claim(5, 30, 0.0)
+    # Killed: the state after step 4 was saved, and step 5 may have been made.
+    killed = Journal.read(run.journal)
+    check_mesh(run, same, killed, 4)
+    with pytest.raises(UserError, match="made steps after step 4 on a mesh of data = 1, fsdp = 1, tensor = 1"):
+        check_mesh(run, other, killed, 4)
+    # Resumed and stopped by Ctrl-C before it was past that step: it is still to be made again.
+    killed.stop()
+    with pytest.raises(UserError, match="Ctrl-C after step 5 or later"):
+        check_mesh(run, other, Journal.read(run.journal), 4)
+    again = Journal.read(run.journal)
+    again.claim(5, 30, 0.0)
+    again.claim(6, 30, 0.001)
+    with pytest.raises(UserError, match="made steps after step 6"):
+        check_mesh(run, other, Journal.read(run.journal), 6)
+    again.stop()
+    stopped = Journal.read(run.journal)
+    check_mesh(run, other, stopped, 6)
+    # An older state, where the newest is damaged: steps 5 and 6 would be made again.
+    with pytest.raises(UserError, match="made steps after step 4"):
+        check_mesh(run, other, stopped, 4)
+    stopped.go_on(6, _layout(other))
+    stopped.claim(7, 30, 0.0)
+    check_mesh(run, other, Journal.read(run.journal), 6)
+    with pytest.raises(UserError, match="made steps after step 6 on a mesh of data = 2"):
+        check_mesh(run, same, Journal.read(run.journal), 6)
+    with pytest.raises(UserError, match="made steps after step 4 on a mesh of data = 1"):
+        check_mesh(run, other, Journal.read(run.journal), 4)
     with pytest.raises(UserError, match="phase top has a padded_batch_size"):
         padded = [("mesh.data", "2"), ("phase.top.padded_batch_size", "300")]
-        check_mesh(run, load_config(run.config, padded))
+        check_mesh(run, load_config(run.config, padded), stopped, 7)

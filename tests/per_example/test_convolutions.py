@@ -69,7 +69,7 @@ def test_gradients_norms_and_sums_are_exact(form: str, alive: int, monkeypatch: 
     weights = jnp.linspace(0.2, 1.2, BATCH)
 
     def found(x: jax.Array, ct: jax.Array) -> Any:
-        norm = lambda use: jax.vmap(lambda x, ct: use.squared_norm({0: x}, [ct]))(x, ct)
+        norm = lambda use: jax.vmap(lambda x, ct: use.certificate({0: x}, [ct])[0])(x, ct)
         gradients = jax.vmap(lambda x, ct: use.gradient({0: x}, [ct]))(x, ct)
         total = use.weighted_sum(weights, {0: x}, {0: True}, [ct])
         folded = use._folded_gradient(weights, x, ct)
@@ -127,7 +127,7 @@ def test_all_convolutions_of_a_step_are_in_the_form_that_is_fast_in_loops(layout
 def test_norms_of_half_precision_kernels_are_single_precision(rule: Any) -> None:
     use, (x, ct), each = make_use("strided", jnp.float16, NormChoice(rule))
     # Squares of such cotangents vanish in half precision.
-    norms = jax.jit(jax.vmap(lambda x, ct: use.squared_norm({0: x}, [ct])))(x, ct * jnp.float16(2.0**-12))
+    norms = jax.jit(jax.vmap(lambda x, ct: use.certificate({0: x}, [ct])[0]))(x, ct * jnp.float16(2.0**-12))
     assert norms.dtype == jnp.float32
     small = jax.vmap(lambda g: jnp.sum(jnp.square(g)))(each) * 2.0**-24
     np.testing.assert_allclose(norms, small, rtol=2e-2)

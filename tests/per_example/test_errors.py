@@ -45,7 +45,6 @@ def test_what_the_errors_below_are_compared_with():
         (jnp.arange(2), r"params\['dense'\]\['step'\] has dtype int32, which has no gradient.*close over it"),
         (np.zeros(2, np.uint8), r"params\['dense'\]\['step'\] has dtype uint8"),
         (jnp.ones(2, bool), r"params\['dense'\]\['step'\] has dtype bool"),
-        (jnp.ones(2, jnp.complex64), r"params\['dense'\]\['step'\] has dtype complex64"),
         (jax.random.key(0), r"params\['dense'\]\['step'\] has dtype key<fry>"),
         (0.5, r"params\['dense'\]\['step'\] is float, not an array: keep it outside params"),
         (3, r"params\['dense'\]\['step'\] is int, not an array"),
@@ -85,6 +84,43 @@ def test_batches_without_a_common_leading_axis(batch, message):
         norms(batch=batch)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "column, kind",
+    [
+        (np.array(["a", "b", "c", "d"]), "<U1"),
+        (np.array([b"a", b"b", b"c", b"d"]), r"\|S1"),
+        (np.array(["a", None, "c", 1], object), "object"),
+        (np.array(["2025-01-01"] * 4, "datetime64[D]"), r"datetime64\[D\]"),
+        (["a", "b", "c", "d"], "str"),
+        ("abcd", "str"),
+    ],
+)
+def test_a_column_of_something_else_than_numbers(column, kind):
+    with pytest.raises(
+        TypeError, match=rf"batch\['text'\].* holds {kind}, which JAX cannot compute with: leave it out"
+    ):
+        norms(batch={**BATCH, "text": column})
+
+
+def test_a_loss_that_was_written_for_batches():
+    def losses(p, batch):
+        return jnp.sum(batch["x"] @ p["dense"]["kernel"] + p["dense"]["bias"][None], axis=-1) - batch["y"]
+
+    of_one = lambda p, e: losses(p, jax.tree.map(lambda x: x[None], e))
+    with pytest.raises(
+        ValueError, match=r"returns shape \(1,\).*that was written for batches a batch of one: loss\(params"
+    ):
+        norms(of_one)
+    np.testing.assert_allclose(norms(lambda p, e: of_one(p, e)[0]), norms())
+
+
+def test_explain_takes_batches_of_numpys_64_bits():
+    ids = np.arange(12).reshape(4, 3)
+    assert "gather" in str(jaxdp.explain(lambda p, i: jnp.sum(p[i]), jnp.ones((20, 2)), ids))
+    assert "mul" in str(jaxdp.explain(lambda p, x: jnp.sum(p * x), jnp.ones(2), np.ones((4, 2))))
+
+
 @pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
 def test_a_mask_of_another_shape(shape):
     with pytest.raises(ValueError, match=r"mask has shape .* where the batch needs \(4,\)"):
@@ -110,7 +146,11 @@ def test_microbatch_sizes_that_do_not_exist(size):
     [
         (lambda p, e: e["x"] @ p["dense"]["kernel"], ValueError, r"returns shape \(2,\) for one example.*a scalar"),
         (lambda p, e: loss(p, e)[None], ValueError, r"returns shape \(1,\) for one example"),
-        (lambda p, e: loss(p, e).astype(int), TypeError, r"the loss has dtype int32: it must be floating point"),
+        (
+            lambda p, e: loss(p, e).astype(int),
+            TypeError,
+            r"the loss has dtype int32: it must be a real floating-point number",
+        ),
         (lambda p, e: loss(p, e) > 0, TypeError, "the loss has dtype bool"),
         (lambda p, e: loss(p, e).astype(jnp.complex64), TypeError, "the loss has dtype complex64"),
         (lambda p, e: (loss(p, e), e["x"]), TypeError, "returns a container .*has_aux=True"),

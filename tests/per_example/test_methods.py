@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdp
-from tests.per_example.model_zoo import BATCH, ZOO, Case
+from tests.per_example.model_zoo import BATCH, DROPOUT, ZOO, Case
 
 TOLERANCE = 1e-5
 
@@ -24,17 +24,21 @@ def clip_to(bound: float | jax.Array):
 
 def relative_error(tree: chex.ArrayTree, reference: chex.ArrayTree) -> float:
     chex.assert_trees_all_equal_shapes(tree, reference)
-    difference = jax.tree.map(lambda a, b: jnp.sum(jnp.square(a - b)), tree, reference)
-    size = jax.tree.map(lambda b: jnp.sum(jnp.square(b)), reference)
+    difference = jax.tree.map(lambda a, b: jnp.sum(jnp.square(jnp.abs(a - b))), tree, reference)
+    size = jax.tree.map(lambda b: jnp.sum(jnp.square(jnp.abs(b))), reference)
     return float(jnp.sqrt(sum(jax.tree.leaves(difference)) / sum(jax.tree.leaves(size))))
 
 
 @functools.cache
 def reference(name: str) -> tuple[Case, list[np.ndarray]]:
     """A model, and its examples' gradients by `vmap(grad)`."""
-    case: Case = ZOO[name]()
+    case: Case = (ZOO | DROPOUT)[name]()
     grads = jax.jit(jax.vmap(jax.grad(case.loss), in_axes=(None, 0)))(case.params, case.batch)
-    return case, [np.asarray(g, np.float64) for g in jax.tree.leaves(grads)]
+    return case, [in_double(g) for g in jax.tree.leaves(grads)]
+
+
+def in_double(g: jax.Array) -> np.ndarray:
+    return np.asarray(g, np.complex128 if jnp.iscomplexobj(g) else np.float64)
 
 
 def clipped_by_hand(grads: list[np.ndarray], groups, bound: float, mask: np.ndarray):
@@ -43,7 +47,7 @@ def clipped_by_hand(grads: list[np.ndarray], groups, bound: float, mask: np.ndar
     norms = np.zeros((BATCH, len(groups)))
     for g, mine in zip(entries, groups.of_leaf, strict=True):
         for e, group in enumerate(mine):
-            norms[:, group] += np.square(g[:, e]).sum(axis=1)
+            norms[:, group] += np.square(np.abs(g[:, e])).sum(axis=1)
     weights = np.minimum(1.0, bound / np.sqrt(np.where(norms > 0, norms, 1.0))) * mask[:, None]
     sums = [np.einsum("bei,be->ei", g, weights[:, list(m)]) for g, m in zip(entries, groups.of_leaf, strict=True)]
     return norms * mask[:, None], [s.reshape(g.shape[1:]) for s, g in zip(sums, grads, strict=True)]
@@ -53,11 +57,20 @@ def clipped_by_hand(grads: list[np.ndarray], groups, bound: float, mask: np.ndar
 QUICK = {(name, "fused") for name in ZOO if name != "linen_transformer"}
 
 
+# With dropout, one method in every run: `fused` has all that the others have. Linen's random bits compile longest.
+LONG = {(name, method) for name in DROPOUT for method in ("ghost", "bookkeeping")}
+LONG |= {(name, "fused") for name in DROPOUT if "linen" in name}
+
+
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        pytest.param(name, method, marks=[pytest.mark.quick] * ((name, method) in QUICK))
-        for name in ZOO
+        pytest.param(
+            name,
+            method,
+            marks=[pytest.mark.quick] * ((name, method) in QUICK) + [pytest.mark.slow] * ((name, method) in LONG),
+        )
+        for name in (*ZOO, *DROPOUT)
         for method in ("ghost", "bookkeeping", "fused")
     ],
 )
@@ -65,7 +78,7 @@ def test_every_method_and_grouping_equals_materialize(name: str, method: str) ->
     case, grads = reference(name)
     masked = jnp.arange(BATCH) != 2
     per_example = jaxdp.per_example_grad(case.loss, method=method)
-    total = sum(np.square(g).reshape(BATCH, -1).sum(axis=1) for g in grads)
+    total = sum(np.square(np.abs(g)).reshape(BATCH, -1).sum(axis=1) for g in grads)
     bound = float(np.sqrt(np.median(total)))
     plans = {"all": (bound, {}), "layer": (bound / 3, {"mask": masked}), "param": (bound / 3, {"microbatch_size": 2})}
     plans["param"][1]["mask"] = masked
@@ -106,7 +119,9 @@ def materialized_in_microbatches(name: str, spec: str, limit: float) -> tuple[li
 
 
 @pytest.mark.parametrize("method", ["ghost", "materialize"])
-@pytest.mark.parametrize("name", ["scanned_checkpointed_transformer", "tied_embedding_and_head", "recurrent", "lora"])
+@pytest.mark.parametrize(
+    "name", ["scanned_checkpointed_transformer", "tied_embedding_and_head", "recurrent", "lora", "state_space"]
+)
 def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
     case, grads = reference(name)
     weights = jnp.linspace(-1.0, 1.0, BATCH)
@@ -131,6 +146,8 @@ def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
         ("nnx_conv_net", "param"),
         ("tied_embedding_and_head", "all"),
         ("recurrent", "all"),
+        ("fourier_layers", "layer"),
+        ("branches", "all"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)

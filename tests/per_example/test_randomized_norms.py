@@ -106,6 +106,25 @@ def test_probes_are_new_for_each_parameter_layer_step_and_where_asked_for_each_e
     assert abs(other["['w'][0]"][0] / shared["['w'][0]"][0] - 1) > 1e-3
 
 
+def test_parameters_and_layers_of_one_shape_have_probes_of_their_own(always: None) -> None:
+    """Their estimates are independent, as the law of a group's norm assumes: equal gradients get different norms."""
+    square = jnp.eye(4)
+    params = {"a": square, "b": square, "v": jnp.stack([square] * 2), "w": jnp.stack([square] * 2)}
+
+    def loss(params, x):
+        layer = lambda total, p: (total + jnp.sum(jnp.tanh(x @ p["v"])) + jnp.sum(jnp.tanh(x @ p["w"])), None)
+        total = jax.lax.scan(layer, jnp.zeros(()), {"v": params["v"], "w": params["w"]})[0]
+        return total + jnp.sum(jnp.tanh(x @ params["a"])) + jnp.sum(jnp.tanh(x @ params["b"]))
+
+    rows = jnp.stack([jax.random.normal(jax.random.key(5), (6, 4))] * 3)
+    grads = jaxdp.per_example_grad(loss, method="ghost")(params, rows)
+    for sharing, different in (("batch", 6), ("example", 18)):
+        run = jax.jit(lambda k, s=sharing: grads.squared_norms("param", Hutchinson(8, sharing=s), k))  # pyright: ignore
+        found = np.stack(list(run(KEY).values()))
+        assert found.shape == (6, 3)
+        assert len(np.unique(np.round(found / found.mean(), 4))) == different, sharing
+
+
 def test_microbatches_do_not_begin_the_probes_anew(always: None) -> None:
     whole = norms_of("example")
     parts = norms_of("example", microbatch_size=2)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from jaxdp.accounting import Sampling, TruncatedPoissonDpEvent, overflow_probability
 from jaxdp.sampling import Batch, FullBatch, PoissonSampling
-from jaxdp.sampling._batches import _threshold
+from jaxdp.sampling._batches import _threshold, included
 
 GAUSSIAN = dp_accounting.GaussianDpEvent(1.0)
 # A chance below this in a test with a fixed key means that the distribution is wrong.
@@ -104,6 +104,15 @@ def test_a_sample_that_fits_is_not_cut():
 def test_the_true_probability_is_never_above_the_accounted_one(probability: float):
     threshold = _threshold(probability)
     assert threshold / 2.0**32 <= probability < (threshold + 1) / 2.0**32
+
+
+def test_a_coin_falls_for_exactly_the_accounted_number_of_words(monkeypatch):
+    """Of the 2^32 words, those below q 2^32 draw an example: not one more, and no rounding to float32."""
+    for probability in (0.1, 0.3, 1 / 3, 0.999):
+        first = _threshold(probability)
+        words = jnp.asarray(np.array([0, first - 1, first, first + 1, 2**32 - 1], np.uint32))
+        monkeypatch.setattr(jax.random, "bits", lambda *_, words=words: words)
+        assert included(jax.random.key(0), 5, probability).tolist() == [True, True, False, False, False]
 
 
 def test_probability_one_draws_everything():

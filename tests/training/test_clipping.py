@@ -13,7 +13,7 @@ import pytest
 import jaxdp
 from jaxdp import accounting, sampling, training
 from jaxdp.training._classifier import load_classifier
-from jaxdp.training._clipping import clip_spec, groups_of, threshold_metrics
+from jaxdp.training._clipping import clip_spec, groups_of, private_mean, threshold_metrics
 from jaxdp.training._loop import phase_transformation
 from jaxdp.training._plan import plan_from_saved, saved_plan
 from jaxdp.training._statement import make_statement
@@ -64,6 +64,22 @@ def test_groups_other_than_those_accounted_for_are_refused(config_file):
         jax.eval_shape(update, params | {"encoder/layers/0/output_norm/bias": jnp.ones(16)})
     with pytest.raises(ValueError, match=r"max_norm names the group 'head', which does not exist"):
         jax.eval_shape(update, top)
+
+
+def test_a_phase_clips_to_the_norm_that_its_statement_names(config_file):
+    plan = plan_of(
+        config_file, ("phase.1.max_norm", "0.25"), ("clipping.max_norm", "0.5"), ("clipping.normalize", "false")
+    )
+    statement = make_statement(plan, seeded=False)
+    grads = jaxdp.per_example_grad(lambda w, x: w @ x)(jnp.zeros(2), jnp.array([[30.0, 40.0]]))
+    for phase, stated in zip(plan.phases, statement.phases, strict=True):
+        noiseless: Any = private_mean(
+            phase.config, plan.config.clipping, phase.groups, noise_multiplier=0.0, expected_batch_size=1.0,
+            key=jax.random.key(0), with_stddev=False,
+        )  # fmt: skip
+        mean = noiseless.update(grads, noiseless.init(jnp.zeros(2)))[0]
+        assert float(jnp.linalg.norm(mean)) == pytest.approx(stated.clipping_norm)
+    assert [stated.clipping_norm for stated in statement.phases] == [0.25, 0.5]
 
 
 def test_blocks_follow_the_layers_numbers_and_never_outnumber_the_modules():

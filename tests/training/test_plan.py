@@ -3,6 +3,7 @@
 import math
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import dp_accounting
 import pytest
@@ -14,6 +15,7 @@ from jaxdp.per_example import resolve_groups
 from jaxdp.training import UserError, load_config, make_plan
 from jaxdp.training._clipping import clip_spec
 from jaxdp.training._plan import plan_from_saved, saved_plan
+from jaxdp.training._run import _public_times
 from jaxdp.training._statement import make_statement
 
 TEXT = """
@@ -71,6 +73,41 @@ def test_the_phases_noise_stands_in_the_ratio_of_their_weights(tmp_path):
     assert first.noise_multiplier == pytest.approx(6 * second.noise_multiplier)
     given = plan_of(tmp_path, ("privacy.noise_multiplier", "1.25"))
     assert [phase.noise_multiplier for phase in given.phases] == [7.5, 1.25]
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.9])
+def test_a_phase_with_less_noise_than_others_is_accounted_with_its_own(tmp_path, weight):
+    """Whether the noise is given or calibrated: nothing rounds a weight below 1 up to it."""
+    toml = TEXT.replace("noise_weight = 6.0", f"noise_weight = {weight}")
+    for noise in (("privacy.noise_multiplier", "8.0"), ("privacy.epsilon", "3.0")):
+        plan = plan_of(tmp_path, ("phase.1.noise_weight", str(weight)), noise)
+        first, second = (phase.noise_multiplier for phase in plan.phases)
+        assert first == pytest.approx(weight * second)
+        spent = independent_epsilon(toml, [first, second], PLDAccountant())
+        assert plan.epsilon == pytest.approx(spent, rel=2e-3)
+        assert make_statement(plan, seeded=False).epsilon == plan.epsilon
+        assert [phase.noise_multiplier for phase in make_statement(plan, seeded=False).phases] == [first, second]
+
+
+def test_what_was_written_without_noise_and_a_known_seed_are_named(tmp_path):
+    given = ("privacy.noise_multiplier", "1.0")
+    plain = make_statement(plan_of(tmp_path, given), seeded=False)
+    assert plain.private_outputs == () and "seed" not in plain.setting
+    told = make_statement(plan_of(tmp_path, given, ("log.private_metrics", "true")), seeded=True)
+    assert set(told.private_outputs) == {"train_loss", "batch_size", "clipped_share"}
+    assert "the guarantee holds only against those who do not know the seed" in told.setting
+
+
+def test_only_the_time_of_full_batches_is_published(tmp_path, without_type_checks):
+    """The time of a Poisson step follows the size of the batch that was drawn."""
+    seconds = {"phase1": [1.0, 4], "phase2": [3.0, 4]}
+    job = lambda *overrides: SimpleNamespace(
+        plan=plan_of(tmp_path, ("privacy.noise_multiplier", "1.0"), *overrides), seconds=seconds
+    )
+    names = [phase.config.name for phase in job().plan.phases]
+    seconds = dict(zip(names, seconds.values(), strict=True))
+    assert set(_public_times(job())) == {names[0]}
+    assert set(_public_times(job(("log.private_metrics", "true")))) == set(names)
 
 
 def test_the_epsilon_shown_is_never_below_what_was_spent(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
-from jaxdp.training._checkpoint import Checkpoints
+from jaxdp.training._checkpoint import Checkpoints, DamagedCheckpoint
 from jaxdp.training._metrics import MetricsLog, read_metrics
 
 from .small import two_phases
@@ -139,8 +141,6 @@ def test_a_torn_line_and_lines_after_the_checkpoint_are_dropped(tmp_path):
 
 @pytest.mark.quick
 def test_a_checkpoint_half_written_is_not_taken_for_one(tmp_path):
-    import jax
-
     def state(i):
         return {"x": jax.numpy.arange(3) + i, "key": jax.random.key(i)}
 
@@ -158,3 +158,27 @@ def test_a_checkpoint_half_written_is_not_taken_for_one(tmp_path):
     again.save(2, state(5), {"phase": 2}, wait=True)
     assert again.latest()[0] == 2
     again.close()
+
+
+@pytest.mark.parametrize("with_sums", [True, False])
+def test_no_flipped_bit_of_an_array_is_restored(tmp_path, with_sums):
+    state = {"w": jax.random.normal(jax.random.key(0), (64, 64))}
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state, {"phase": 0}, wait=True)
+    meta = checkpoints.meta(1)
+    if not with_sums:
+        # As a process leaves it that is killed before they are written: arrays have checksums of their own.
+        (tmp_path / "c" / "1" / "files.json").unlink()
+    data = max((p for p in (tmp_path / "c" / "1").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = data.read_bytes()
+    draw = random.Random(0)
+    for _ in range(12):
+        changed = bytearray(content)
+        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+        data.write_bytes(changed)
+        with pytest.raises(DamagedCheckpoint):
+            checkpoints.restore(1, checkpoints.meta(1), state)
+    data.write_bytes(content)
+    assert jax.numpy.array_equal(checkpoints.restore(1, checkpoints.meta(1), state)["w"], state["w"])
+    assert checkpoints.meta(1) == meta
+    checkpoints.close()

@@ -15,6 +15,7 @@ import jaxdp
 from jaxdp import accounting, models, sampling, training
 from jaxdp.training import Interrupted, RunDirectory, UserError
 from jaxdp.training._loop import phase_transformation
+from jaxdp.training._sealed import sealed
 
 from .small import Quiet, head_only, two_phases, write_table
 
@@ -31,6 +32,14 @@ def finished(tmp_path_factory, table, tiny_model):
     display = Quiet()
     run = RunDirectory(training.train(training.load_config(path), folder / "run", display, SEED))
     return run, display
+
+
+def resealed(text: str, change) -> str:
+    """A manifest as if the run had begun under other circumstances."""
+    fields = json.loads(text)
+    fields.pop("sha256")
+    change(fields)
+    return json.dumps(sealed(fields))
 
 
 def lines_of(run: RunDirectory):
@@ -191,12 +200,12 @@ def test_resume_refuses_what_would_give_other_results_from_the_same_noise(interr
     file = {"data": table, "config": run.config}.get(what, run.manifest)
     before = file.read_text()
     changed = {
-        "data": before.replace("good", "great", 1),
-        "config": before.replace("learning_rate = 0.002", "learning_rate = 0.003"),
-        "jax": before.replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"'),
-        "noise": before.replace('"noise": ', '"an older entry": '),
-        "model": before.replace('"model": "', '"model": "0'),
-    }.get(what, before)
+        "data": lambda: before.replace("good", "great", 1),
+        "config": lambda: before.replace("learning_rate = 0.002", "learning_rate = 0.003"),
+        "jax": lambda: resealed(before, lambda fields: fields["environment"]["versions"].update(jax="0.0.1")),
+        "noise": lambda: resealed(before, lambda fields: fields["environment"]["versions"].pop("noise")),
+        "model": lambda: resealed(before, lambda fields: fields.update(model="0")),
+    }.get(what, lambda: before)()
     monkeypatch.setattr(jaxdp, "__version__", "9.9" if what == "jaxdp" else jaxdp.__version__)
     assert (changed == before) == (what == "jaxdp")
     file.write_text(changed)
@@ -247,3 +256,6 @@ def test_each_phase_draws_its_noise_from_a_stream_of_its_own(config_file):
         assert len(noise) == 1
         keys.add(tuple(jax.random.key_data(noise[0]).tolist()))
     assert len(keys) == 3
+    others = [stream for name, stream in sampling.streams(root)._asdict().items() if name != "noise"]
+    near = [jax.random.fold_in(key, i) for key in (root, *others) for i in range(6)]
+    assert not keys & {tuple(jax.random.key_data(key).tolist()) for key in (*others, *near)}

@@ -75,6 +75,28 @@ def test_a_full_batch_step_is_the_clipped_mean(key):
     np.testing.assert_allclose(state.params["w"], expected, rtol=1e-5)
 
 
+@pytest.mark.quick
+def test_a_step_is_on_the_examples_that_the_sampling_stream_draws_and_on_nobody_else(key):
+    """Each example moves a coordinate of its own: padding, other streams and other steps would show."""
+    sampler = sampling.PoissonSampling(N, 0.3)
+    tx = optax.chain(transforms.clip(1e3), _take_tree())
+    step = make_step(
+        lambda trained, frozen, example: trained["w"] @ example, sampler=sampler, transformation=tx, trained=("w",),
+        microbatch_size=8,
+    )  # fmt: skip
+    state = TrainState({"w": jnp.zeros(N)}, tx.init({"w": jnp.zeros(N)}), jax.random.clone(key), jnp.int32(0))
+    seen = []
+    for number in range(3):
+        before = np.asarray(state.params["w"])
+        state, _ = step.run(state, {}, jnp.eye(N))
+        drawn = sampler.sample(sampling.streams(key).sampling, number)
+        expected = np.zeros(N)
+        expected[np.asarray(drawn.indices)[np.asarray(drawn.mask)]] = 1
+        np.testing.assert_array_equal(np.asarray(state.params["w"]) - before, expected)
+        seen.append(expected)
+    assert sampler.padded_batch_size > 24 and len(np.unique(seen, axis=0)) == 3
+
+
 def test_the_update_follows_from_root_key_and_step_alone(key):
     def final(root):
         noise = sampling.streams(root).noise

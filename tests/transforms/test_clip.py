@@ -9,6 +9,7 @@ import pytest
 
 import jaxdp
 from jaxdp import transforms
+from jaxdp.transforms._spec import clipping_weights
 from tests.transforms.small import (
     GROUPS,
     PARAMS,
@@ -68,6 +69,30 @@ def test_an_example_without_a_finite_norm_contributes_exactly_zero(source, facto
     for rule in ("flat", "auto_s", "auto_v"):
         tx = transforms.clip(0.8, rule=rule)
         np.testing.assert_array_equal(flat64(clipped(tx, source, bad).tree), flat64(clipped(tx, source, zero).tree))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("rule", ["flat", "auto_s", "auto_v"])
+def test_the_weight_of_a_norm_that_is_not_finite_is_zero(rule):
+    """Whoever asks: nothing else stands between a NaN and the sum where a norm alone is known."""
+    squares = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 4.0])
+    weights = clipping_weights(rule, squares, jnp.full(4, 0.5))
+    np.testing.assert_array_equal(weights[:3], np.zeros(3))
+    assert 0 < float(weights[3]) <= 0.25
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("source", ["ghost", "stacked"])
+def test_one_group_that_is_not_finite_takes_the_whole_example_out(source, bad):
+    """Its other groups are finite, and are in no sum either."""
+    params = {"a": jnp.ones(2), "b": jnp.ones(3)}
+    loss = lambda p, x: p["a"] @ x["a"] + p["b"] @ x["b"]
+    batch = {"a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([[1.0, 1.0, 1.0], [bad, 1.0, 1.0]])}
+    # Linear, so that an example is its own gradient.
+    given = batch if source == "stacked" else jaxdp.per_example_grad(loss, method=source)(params, batch)
+    tx = transforms.clip({"['a']": 100.0, "['b']": 100.0}, groups="param")
+    total = tx.update(given, tx.init(params), params)[0].tree
+    np.testing.assert_array_equal(flat64(total), [1.0, 2.0, 1.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize("source", ["ghost", "materialize"])

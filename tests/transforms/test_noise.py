@@ -1,6 +1,8 @@
 """The noise really drawn: its scale, its independence, and that no draw ever comes twice."""
 
+import importlib
 import itertools
+import pkgutil
 import zlib
 
 import hypothesis
@@ -13,8 +15,8 @@ import pytest
 
 import jaxdp
 from jaxdp import sampling, transforms
-from jaxdp._normals import BLOCK, standard_normal
-from jaxdp.transforms._noise import _with_noise
+from jaxdp._normals import BLOCK, normals_from, standard_normal
+from jaxdp.transforms._noise import _NOISE_TAG, _with_noise
 from jaxdp.transforms._noise_blocks import TOGETHER, block_length, chunks_of
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
 
@@ -175,6 +177,32 @@ def test_the_stream_is_of_its_own(key):
     assert sampling.PoissonSampling(SIZE, 0.5).sample(key, 0).mask.any()
     kept = jax.random.bits(jax.random.split(jax.random.fold_in(key, 0))[0], shape, jnp.uint32)
     assert correlation(mine, kept) < 5 / np.sqrt(SIZE)
+
+
+def test_the_numbers_are_those_of_no_key_that_is_near_at_hand(key):
+    """Not of the caller's key, of one folded from it with a step, or of a run's other streams."""
+    tree, zero = {"a": jnp.zeros(256)}, jnp.zeros(2, jnp.uint32)
+    mine = np.asarray(noise_of(transforms.add_gaussian_noise(1.0, key), tree=tree)[0]["a"])
+    near = [key, *(jax.random.fold_in(key, i) for i in range(4)), *jax.random.split(key, 3), *sampling.streams(key)]
+    numbers = jax.jit(lambda words: normals_from(words, zero, (256,), block_length([256])))
+    for other in near:
+        assert not np.any(np.asarray(numbers(jax.random.key_data(other))) == mine)
+    # These would be the numbers, were the key tagged as it is.
+    tagged = jax.random.fold_in(jax.random.fold_in(key, _NOISE_TAG), 0)
+    np.testing.assert_allclose(numbers(jax.random.key_data(tagged)), mine, rtol=1e-5)
+
+
+def test_streams_that_one_key_may_be_given_for_never_meet():
+    """Noise, probes, indicators, bases and directions each fold a tag of their own into the caller's key."""
+    tags = {}
+    for module in pkgutil.iter_modules(transforms.__path__, transforms.__name__ + "."):
+        found = vars(importlib.import_module(module.name))
+        tags |= {name: value for name, value in found.items() if name.endswith("_TAG")}
+    assert {"_NOISE_TAG", "_OTHER_TAG", "_PROBE_TAG", "_INDICATOR_TAG", "_PROJECTION_TAG", "_DIRECTION_TAG"} <= set(
+        tags
+    )
+    # A run's streams are small numbers folded into its root key.
+    assert len(set(tags.values())) == len(tags) and min(tags.values()) > 1000
 
 
 def test_no_noise_repeats_within_a_run_or_after_a_restart(key):

@@ -86,12 +86,28 @@ def test_clip_of_gradients_of_something_else():
         nothing_but_tracing(update(CLIP, lambda: other_batch))
 
 
-@pytest.mark.parametrize("dtype", [jnp.complex64, jnp.int32])
-def test_clip_of_gradients_that_are_not_real_numbers(dtype):
+@pytest.mark.parametrize(
+    "gradients, params, message",
+    [
+        (jnp.int32, jnp.float32, "grads has dtype int32: only floating-point"),
+        (
+            jnp.complex64,
+            jnp.float32,
+            "grads has dtype complex64 where the parameter has float32: give what jax.grad",
+        ),
+        (jnp.float32, jnp.complex64, "grads has dtype float32 where the parameter has complex64"),
+    ],
+)
+def test_clip_of_gradients_of_another_kind_than_the_parameter(gradients, params, message):
+    with pytest.raises(TypeError, match=message):
+        CLIP.update(jnp.ones((3, 2), gradients), optax.EmptyState(), jnp.zeros(2, params))
+
+
+def test_a_complex_gradient_is_as_long_as_its_parts():
     """The square of 1 + i is 2i: a norm without absolute values would let it pass unclipped."""
-    params = jnp.zeros(2)
-    with pytest.raises(TypeError, match=r"grads has dtype .*only floating-point"):
-        CLIP.update(jnp.ones((3, 2), dtype), optax.EmptyState(), params)
+    stacked = jnp.array([[3 + 4j, 0], [-3j, 4], [0, 0.1 + 0j]], jnp.complex64)
+    clipped, _ = CLIP.update(stacked, optax.EmptyState(), jnp.zeros(2, jnp.complex64))
+    np.testing.assert_allclose(clipped.tree, [0.6 + 0.2j, 0.9], rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [lazy, stacked])
