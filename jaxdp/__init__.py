@@ -1,7 +1,8 @@
 """Differentially private training for any JAX model."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxdp._lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdp import accounting, parallel, per_example, sampling, transforms
@@ -20,17 +21,9 @@ __all__ = [
     "sampling",
     "transforms",
 ]
-_OF_PER_EXAMPLE = ("Explanation", "PerExampleGrads", "explain", "per_example_grad")
 
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: JAX takes a second, and the command line has to listen to Ctrl-C before that."""
-    if name in _OF_PER_EXAMPLE:
-        return getattr(importlib.import_module("jaxdp.per_example"), name)
-    if name in __all__:
-        return importlib.import_module(f"jaxdp.{name}")
-    raise AttributeError(f"module 'jaxdp' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {name: f"jaxdp.{name}" for name in ("accounting", "parallel", "per_example", "sampling", "transforms")}
+    | dict.fromkeys(("Explanation", "PerExampleGrads", "explain", "per_example_grad"), "jaxdp.per_example"),
+)

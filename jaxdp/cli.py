@@ -4,16 +4,19 @@ from jaxdp._cli_stop import quiet_imports, saying, stopped_quietly
 
 with quiet_imports():
     import contextlib
-    import inspect
+    import functools
     import io
     import re
     import sys
-    import textwrap
+    import warnings
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Annotated, Any, Literal, NoReturn
 
     import tyro
+
+    from jaxdp import __version__
+    from jaxdp._cli_arguments import ArgumentError, checked
 
 _DESCRIPTION = """Differentially private training.
 
@@ -25,7 +28,7 @@ In use:
   jaxdp budget --config configs/tweets.toml
   jaxdp budget --examples 33000 --batch-size 512 --steps 500 --epsilon 8
 
-`jaxdp COMMAND --help` says more about each."""
+`jaxdp COMMAND --help` says more about each, `jaxdp --version` which version this is."""
 
 # The --section.field options of a call: they belong to the configuration, not to the command.
 Overrides = list[tuple[str, str]]
@@ -39,6 +42,7 @@ _Address = Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavio
 _Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="CONFIG", help_behavior_hint="")]
 _Count = Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")]
+_DELTA = 1e-5
 _Number = Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 
 
@@ -132,9 +136,10 @@ def budget(
     batch_size: _Number = None,
     sampling_probability: _Number = None,
     steps: _Count = None,
+    epochs: _Number = None,
     noise_multiplier: _Number = None,
     epsilon: _Number = None,
-    delta: float = 1e-5,
+    delta: float = _DELTA,
     accountant: Literal["pld", "rdp"] = "pld",
     probes: _Count = None,
     groups: int = 1,
@@ -142,26 +147,28 @@ def budget(
 ) -> Work:
     """Say what a plan costs, or how much noise a budget needs; nothing is trained.
 
-    Prints a table and draws epsilon over steps.
+    Prints a table and draws epsilon over steps. A plot that this command drew before is drawn over, and said to be; no
+    other file is.
 
     In use:
       jaxdp budget --config configs/tweets.toml --privacy.epsilon 3
-      jaxdp budget --examples 33000 --batch-size 512 --steps 500 --noise-multiplier 0.8
+      jaxdp budget --examples 33000 --batch-size 512 --epochs 8 --noise-multiplier 0.8
       jaxdp budget --sampling-probability 0.01 --steps 500 --epsilon 8 --delta 1e-6
       jaxdp budget --sampling-probability 0.01 --steps 500 --epsilon 8 --probes 64
 
     Args:
       config: a configuration file whose phases, noise and delta are used (with any --section.field given).
-      examples: number of training examples.
+      examples: number of training examples, from 1 to 2,000,000,000.
       batch_size: expected number of examples in a Poisson batch.
       sampling_probability: instead of --examples and --batch-size.
-      steps: number of updates.
-      noise_multiplier: std of the noise over the sensitivity; gives epsilon.
-      epsilon: the budget; gives the noise multiplier.
+      steps: number of updates, from 1 to 1,000,000,000.
+      epochs: instead of --steps: how often the data are gone through, on average; rounded up to whole steps.
+      noise_multiplier: std of the noise over the sensitivity, from 0.0001; gives epsilon.
+      epsilon: the budget, up to 10,000; gives the noise multiplier.
       delta: of the guarantee; best below one over the number of examples.
       accountant: pld is the tight one.
-      probes: also show the same plan with norms that so many random probes estimate.
-      groups: number of equal clipping groups whose norms are estimated.
+      probes: also show the same plan with norms that so many random probes (from 8) estimate.
+      groups: number of equal clipping groups whose norms are estimated; with --probes.
       plot: the PNG file to write.
     """
 
@@ -169,8 +176,12 @@ def budget(
         from jaxdp import _cli_budget as commands
         from jaxdp.training import UserError
 
-        given = (examples, batch_size, sampling_probability, steps, noise_multiplier, epsilon)
+        given = (examples, batch_size, sampling_probability, steps, epochs, noise_multiplier, epsilon)
         if config is not None:
+            if delta != _DELTA or accountant != "pld":
+                raise UserError(
+                    "--delta and --accountant go with a plan of numbers: write --privacy.delta with --config."
+                )
             if probes is not None or groups != 1:
                 raise UserError("--probes and --groups go with a plan of numbers: leave them out with --config.")
             commands.from_config(config, overrides, given, plot)
@@ -185,9 +196,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: exit code 0, 2 for what the user can put right, 130 after Ctrl-C."""
     with stopped_quietly():
         rest, overrides = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+        if rest[:1] == ["--version"]:
+            print(f"jaxdp {__version__}")
+            return
         work = _parse(rest)
         try:
-            work(overrides)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_warn, warnings.showwarning)
+                work(overrides)
         except Exception as error:
             from jaxdp.training import UserError
 
@@ -198,18 +214,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: list[str]) -> Work:
     """The command to run; a mistake in its arguments is one sentence, not a box."""
-    # From Python 3.13 on docstrings have no indentation, before they have.
-    description = inspect.cleandoc(train.__doc__ or "")
-    if arguments[:1] == ["train"] and {"-h", "--help"} & set(arguments) and "[phase]" not in description:
-        from jaxdp._cli_help import fields
-
-        description = description.replace("\nArgs:", f"\n{textwrap.dedent(fields())}\nArgs:", 1)
-    explained = _with_doc(train, description)
+    commands = {"train": train, "resume": resume, "report": report, "budget": budget}
+    try:
+        arguments = checked(arguments, commands)
+    except ArgumentError as error:
+        _fail(str(error))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                {"train": explained, "resume": resume, "report": report, "budget": budget},
+                {name: _explained(function, arguments) for name, function in commands.items()},
                 prog="jaxdp",
                 description=_DESCRIPTION,
                 args=arguments,
@@ -220,9 +234,26 @@ def _parse(arguments: list[str]) -> Work:
         raise
 
 
-def _with_doc(function: Callable, doc: str) -> Callable:
-    function.__doc__ = doc
-    return function
+def _explained(function: Callable, arguments: list[str]) -> Callable:
+    """The function with a docstring that the parser shows as it is."""
+    if not {"-h", "--help"} & set(arguments):
+        return function
+    from jaxdp._cli_help import described, fields
+
+    @functools.wraps(function)
+    def same(*args: Any, **kwargs: Any) -> Work:
+        return function(*args, **kwargs)
+
+    same.__doc__ = described(function.__doc__, fields() if function is train and arguments[:1] == ["train"] else "")
+    return same
+
+
+def _warn(usual: Callable[..., None], message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning to the user is a sentence; one to the programmer says where it came from."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        usual(message, category, *where, **more)
 
 
 def _sentence(box: str) -> str:
@@ -233,9 +264,6 @@ def _sentence(box: str) -> str:
         return f"{found[1]} is {found[2]!r}, which is not of the right kind: see its --help."
     if found := re.search(r"Missing from jaxdp (\w+): (\w+) (.*?)\.? \(required\)", words):
         return f"{found[1]} needs {found[2]}, {found[3]}: see `jaxdp {found[1]} --help`."
-    if found := re.search(r"Unrecognized options: (.*?)(?: Available subcommands: (.*)|$)", words):
-        known = f": use one of {found[2]}." if found[2] else ": see `jaxdp --help`."
-        return f"{found[1]} is not understood{known}"
     return f"{words.rstrip('.')}: see `jaxdp --help`."
 
 

@@ -12,7 +12,8 @@ from jaxdp.accounting._events import checked_clipping
 
 # Relative tolerance on the noise multiplier.
 _TOLERANCE = 4e-5
-_SMALLEST, _LARGEST = 2.0**-3, 2.0**24
+_SMALLEST, _LARGEST = 2.0**-5, 2.0**24
+_LARGEST_TARGET = 1e4
 
 
 def epsilon(
@@ -85,10 +86,11 @@ def calibrate_noise_multiplier(
         accountant: `"pld"` (tight) or `"rdp"`.
 
     Returns:
-        A noise multiplier whose epsilon is at most `target_epsilon`, within 1e-3 relative of the smallest.
+        A noise multiplier whose epsilon is at most `target_epsilon`, within 1e-3 relative of the smallest, or 1/32
+        where less would do.
 
     Raises:
-        ValueError: an argument out of range, or a target that no noise multiplier meets.
+        ValueError: an argument out of range, a target above 10,000, or one that no noise multiplier meets.
         TypeError: `clip` has no `dp_event`.
 
     Example:
@@ -122,10 +124,11 @@ def calibrate(
         accountant: `"pld"` (tight) or `"rdp"`.
 
     Returns:
-        A noise multiplier whose epsilon is at most `target_epsilon`, within 1e-3 relative of the smallest.
+        A noise multiplier whose epsilon is at most `target_epsilon`, within 1e-3 relative of the smallest, or 1/32
+        where less would do.
 
     Raises:
-        ValueError: an argument out of range, or a target that no noise multiplier meets.
+        ValueError: an argument out of range, a target above 10,000, or one that no noise multiplier meets.
 
     Example:
         >>> from dp_accounting import ComposedDpEvent, GaussianDpEvent
@@ -141,6 +144,11 @@ def calibrate(
     check_delta(delta, accountant)
     if not 0 < target_epsilon < math.inf:
         raise ValueError(f"target_epsilon must be above 0 and finite, got {target_epsilon}.")
+    if target_epsilon > _LARGEST_TARGET:
+        raise ValueError(
+            f"target_epsilon {target_epsilon:g} is above {_LARGEST_TARGET:,.0f}, which protects nobody; lower it "
+            "(common values are 1 to 10)."
+        )
 
     def excess(log_noise: float) -> float:
         # In logarithms the curve is nearly straight; the clip keeps the search finite where epsilon is 0 or
@@ -149,6 +157,8 @@ def calibrate(
         return math.log(min(max(spent, 1e-6), 1e6))
 
     low, high = _bracket(excess, target_epsilon, delta)
+    if low == high:
+        return math.exp(high)
     # The search evaluates both ends again; epsilon_of remembers them.
     log_noise = optimize.root_scalar(excess, bracket=(low, high), method="brentq", xtol=_TOLERANCE / 2).root
     while excess(log_noise) > 0:
@@ -157,7 +167,7 @@ def calibrate(
 
 
 def _bracket(excess: Callable[[float], float], target_epsilon: float | int, delta: float | int) -> tuple[float, float]:
-    """Logarithms of a too small and of a sufficient noise multiplier, a factor of 2 apart."""
+    """Logarithms of a too small and of a sufficient noise multiplier, a factor of 2 apart; equal at the floor."""
     factor = math.log(2)
     log_noise = 0.0
     if excess(log_noise) > 0:
@@ -170,12 +180,9 @@ def _bracket(excess: Callable[[float], float], target_epsilon: float | int, delt
                 )
         return log_noise - factor, log_noise
     while excess(log_noise) <= 0:
+        if log_noise <= math.log(_SMALLEST):
+            return log_noise, log_noise
         log_noise -= factor
-        if log_noise < math.log(_SMALLEST):
-            raise ValueError(
-                f"target_epsilon {target_epsilon} is met by a noise multiplier of {_SMALLEST}, "
-                "which protects nobody; lower target_epsilon (common values are 1 to 10)."
-            )
     return log_noise, log_noise + factor
 
 

@@ -3,13 +3,16 @@
 import dataclasses
 import gzip
 import hashlib
+import io
+import math
 import struct
+import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
+from jaxdp._reading import read_bytes, reason
 from jaxdp._shown import of_shapes
 
 _CLASSES = (
@@ -26,6 +29,8 @@ _CLASSES = (
 )
 _FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 _UNSIGNED_BYTES = 8
+# The largest image side, and the most bytes of a file: nothing larger is allocated on a header's word.
+_LARGEST_SIDE, _LARGEST_FILE = 4096, 1 << 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,8 +97,22 @@ def fashion_mnist(directory: str | Path = _FASHION_MNIST) -> tuple[LabelledImage
         pixels, classes = read_idx(images), read_idx(labels)
         if pixels.ndim != 3 or classes.ndim != 1:
             raise ValueError(f"{images} and {labels} must hold images and labels: download them again.")
-        parts.append(LabelledImages(pixels[..., None], classes.astype(np.int32), _CLASSES))
-    return parts[0], parts[1]
+        if not len(pixels) or not 1 <= min(pixels.shape[1:]) <= max(pixels.shape[1:]) <= _LARGEST_SIDE:
+            raise ValueError(
+                f"{images} holds {len(pixels)} images of {pixels.shape[1]} x {pixels.shape[2]} pixels: give at least "
+                f"one, of sides from 1 to {_LARGEST_SIDE:,}."
+            )
+        try:
+            parts.append(LabelledImages(pixels[..., None], classes.astype(np.int32), _CLASSES))
+        except ValueError as error:
+            raise ValueError(f"{images} and {labels}: {error}") from error
+    (train, test), sizes = parts, [part.images.shape[1:3] for part in parts]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{directory} has training images of {sizes[0][0]} x {sizes[0][1]} pixels and test images of "
+            f"{sizes[1][0]} x {sizes[1][1]}: give files of one data set."
+        )
+    return train, test
 
 
 def _file(directory: Path, name: str) -> Path:
@@ -119,15 +138,20 @@ def read_idx(path: str | Path) -> UInt8[np.ndarray, "..."]:
         ValueError: another format, or a file that was cut off.
     """
     file = Path(path)
+    content = read_bytes(file, "download it again", _LARGEST_FILE)
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{file} is not a gzip file ({error}): download it again.") from error
-    if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTES]):
+        if file.suffix == ".gz":
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+                content = stream.read(_LARGEST_FILE + 1)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise ValueError(f"{file} is not a gzip file ({reason(error)}): download it again.") from error
+    if len(content) < 4 or content[:3] != bytes([0, 0, _UNSIGNED_BYTES]) or not content[3]:
         raise ValueError(f"{file} is not an IDX file of unsigned bytes: download it again.")
     count = content[3]
     begin = 4 + 4 * count
-    shape: tuple[Any, ...] = struct.unpack(f">{count}I", content[4:begin]) if len(content) >= begin else (-1,)
-    if int(np.prod(shape)) != len(content) - begin:
+    shape = struct.unpack(f">{count}I", content[4:begin]) if len(content) >= begin else (-1,)
+    if math.prod(shape) != len(content) - begin:
         raise ValueError(f"{file} does not hold as many bytes as it says: download it again.")
+    if count > 4:
+        raise ValueError(f"{file} has {count} axes: give a file of images or labels.")
     return np.frombuffer(content, np.uint8, offset=begin).reshape(shape).copy()

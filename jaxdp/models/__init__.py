@@ -4,11 +4,12 @@ from ._bert import BertEncoder
 from ._cache import Encoded, encode
 from ._classifier import SequenceClassifier
 from ._compute import Compute
-from ._config import BertConfig
+from ._config import BertConfig, read_config
 from ._convnet import ConvNet, ConvNetConfig
 from ._decoder_classifier import DecoderClassifier
 from ._generate import generate
 from ._gguf import Gguf, read_gguf
+from ._gguf_llama import gguf_sizes
 from ._hugging_face import load_classifier, load_convnet, load_decoder, load_pretrained, load_vision, save_pretrained
 from ._language import HiddenTokens, TokenExample, next_token_loss, record_loss, token_loss
 from ._layers import Constant
@@ -52,6 +53,7 @@ __all__ = [
     "example_loss",
     "frozen_layers",
     "generate",
+    "gguf_sizes",
     "image_loss",
     "join_top",
     "load_classifier",
@@ -64,6 +66,7 @@ __all__ = [
     "next_token_loss",
     "num_layers",
     "parameter_paths",
+    "read_config",
     "read_gguf",
     "record_loss",
     "save_pretrained",

@@ -1,11 +1,14 @@
 """The shape of a BERT or RoBERTa encoder, read from and written to a Hugging Face ``config.json``."""
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxdp._reading import read_json
+
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_whole, short
 from ._compute import Compute
 
 _FIELDS = (
@@ -75,9 +78,11 @@ class BertConfig:
         if self.model_type not in _ARCHITECTURES:
             raise ValueError(f'model_type must be "bert" or "roberta", not {self.model_type!r}.')
         for name in _FIELDS:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
+            layers = name in ("num_hidden_layers", "num_attention_heads")
+            check_whole(name, getattr(self, name), high=LARGEST_COUNT if layers else LARGEST_SIZE)
+        check_number("layer_norm_eps", self.layer_norm_eps, 0, 1)
+        check_number("initializer_range", self.initializer_range, 0, 100)
+        check_whole("pad_token_id", self.pad_token_id, 0)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}."
@@ -123,16 +128,16 @@ class BertConfig:
             ValueError: another architecture, activation or kind of position embedding, or a missing size.
         """
         model_type = values.get("model_type")
-        if model_type not in _ARCHITECTURES:
+        if not isinstance(model_type, str) or model_type not in _ARCHITECTURES:
             raise ValueError(
-                f"config.json has model_type = {model_type!r}, but only 'bert' and 'roberta' are encoders that can be "
-                "loaded: use such a directory."
+                f"config.json has model_type = {short(model_type)}, but only 'bert' and 'roberta' are encoders that "
+                "can be loaded: use such a directory."
             )
         for key, expected in _FIXED.items():
             found = values.get(key, expected)
             if found != expected:
                 raise ValueError(
-                    f"config.json has {key} = {found!r}, but only {expected!r} can be loaded: use a BERT "
+                    f"config.json has {key} = {short(found)}, but only {expected!r} can be loaded: use a BERT "
                     "encoder's directory."
                 )
         missing = [name for name in _FIELDS if name not in values]
@@ -141,11 +146,11 @@ class BertConfig:
         sizes = {name: values[name] for name in _FIELDS}
         return cls(
             **sizes,
-            layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
-            initializer_range=float(values.get("initializer_range", 0.02)),
-            pad_token_id=int(values.get("pad_token_id", _PAD[model_type])),
+            layer_norm_eps=values.get("layer_norm_eps", 1e-12),
+            initializer_range=values.get("initializer_range", 0.02),
+            pad_token_id=values.get("pad_token_id", _PAD[model_type]),
             dropout=dropout,
-            model_type=model_type,
+            model_type=model_type,  # pyright: ignore[reportArgumentType]
             compute=_PLAIN if compute is None else compute,
         )
 
@@ -154,7 +159,8 @@ class BertConfig:
         cls, directory: str | Path, *, dropout: float = 0.0, compute: Compute | None = None
     ) -> "BertConfig":
         """Read ``config.json`` of a Hugging Face directory; see `from_dict`."""
-        return cls.from_dict(read_config(directory), dropout=dropout, compute=compute)
+        with naming(directory):
+            return cls.from_dict(read_config(directory), dropout=dropout, compute=compute)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``config.json`` holds, readable by `from_dict` and by transformers."""
@@ -174,15 +180,17 @@ class BertConfig:
 
 def read_config(directory: str | Path) -> dict[str, Any]:
     """``config.json`` of a directory as a dict, or a sentence that says what is missing."""
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: the model directory must hold config.json and model.safetensors."
-        )
+    return read_json(Path(directory) / "config.json", "the model directory must hold config.json and model.safetensors")
+
+
+@contextlib.contextmanager
+def naming(directory: str | Path) -> Iterator[None]:
+    """Put the path of config.json before what is wrong with a value in it."""
+    path = str(Path(directory) / "config.json")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        yield
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}.")
-    return values
+        said = str(error)
+        if said.startswith("config.json"):
+            raise ValueError(path + said.removeprefix("config.json")) from error
+        raise ValueError(said if path in said else f"{path}: {said}") from error

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ._checks import check_whole
 from ._layers import Dense, widen
 
 _SIZES = ("image_size", "num_channels", "kernel_size", "hidden_size", "num_classes")
@@ -50,8 +51,7 @@ class ConvNetConfig:
             *((name, getattr(self, name)) for name in _SIZES),
             *(("channels", c) for c in self.channels),
         ]:
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
+            check_whole(name, size)
         if not self.channels or self.kernel_size < 2:
             raise ValueError(
                 f"channels must name at least one convolution and kernel_size be at least 2: {self.channels}, "

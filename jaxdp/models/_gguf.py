@@ -1,5 +1,6 @@
 """GGUF files: metadata and tensors, dequantised to float32."""
 
+import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from jaxdp._reading import reason, regular_file
 from jaxdp._shown import of_shapes
 
 _MAGIC = b"GGUF"
@@ -16,6 +18,8 @@ _VERSIONS = (2, 3)
 # Kinds of metadata values: the format of struct; strings and arrays are longer.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+# Beyond these nothing is meant: the file is damaged.
+_MOST_AXES, _DEEPEST, _LARGEST_ALIGNMENT = 8, 4, 1 << 20
 
 
 class Gguf(NamedTuple):
@@ -88,14 +92,12 @@ def read_gguf(path: str | Path, *, tensors: bool = True) -> Gguf:
     Example:
         ``read_gguf("model.gguf", tensors=False).metadata["general.architecture"]``
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: give the path of a .gguf file.")
-    data = np.memmap(file, np.uint8, mode="r") if file.stat().st_size else np.zeros(0, np.uint8)
+    file = regular_file(path, "give the path of a .gguf file")
     try:
+        data = np.memmap(file, np.uint8, mode="r") if file.stat().st_size else np.zeros(0, np.uint8)
         return _parse(data, tensors)
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is cut off or damaged ({error}): download it again.") from error
+    except (struct.error, IndexError, UnicodeDecodeError, OSError, OverflowError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{file} is cut off or damaged ({reason(error)}): download it again.") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -118,9 +120,14 @@ def _parse(data: np.ndarray, with_tensors: bool) -> Gguf:
     entries = []
     for _ in range(num_tensors):
         name = cursor.string()
-        shape = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]
+        axes = cursor.scalar("I")
+        if axes > _MOST_AXES:
+            raise ValueError(f"tensor {name[:80]} has {axes:,} axes: download the file again.")
+        shape = [cursor.scalar("Q") for _ in range(axes)]
         entries.append((name, shape, cursor.scalar("I"), cursor.scalar("Q")))
-    alignment = int(metadata.get("general.alignment", 32))
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= _LARGEST_ALIGNMENT:
+        raise ValueError(f"general.alignment must be from 1 to {_LARGEST_ALIGNMENT:,}, not {str(alignment)[:80]}.")
     start = -(-cursor.at // alignment) * alignment
     return Gguf(metadata, {name: _tensor(data, name, shape, kind, start + at) for name, shape, kind, at in entries})
 
@@ -129,12 +136,13 @@ def _tensor(data: np.ndarray, name: str, shape: list[int], kind: int, at: int) -
     """One tensor's values."""
     if kind not in _FORMATS:
         known = ", ".join(form.name for form in _FORMATS.values())
-        raise ValueError(f"tensor {name} has format number {kind}, but only {known} can be read: convert it to Q8_0.")
+        raise ValueError(f"tensor {name[:80]} has format number {kind}, but only {known} can be read.")
     form = _FORMATS[kind]
-    blocks = int(np.prod(shape)) // form.values
+    # Python's own numbers: a product of sizes that overflowed would pass for a small one.
+    blocks = math.prod(shape) // form.values
+    if at + blocks * form.size > len(data) or (shape and shape[0] % form.values):
+        raise ValueError(f"tensor {name[:80]} is cut off or damaged: download the file again.")
     stored = data[at : at + blocks * form.size]
-    if len(stored) != blocks * form.size or (shape and shape[0] % form.values):
-        raise ValueError(f"tensor {name} is cut off or damaged: download the file again.")
     # The axis that is contiguous comes first in the file.
     return form.decode(stored.reshape(blocks, form.size)).reshape(shape[::-1])
 
@@ -161,16 +169,18 @@ class _Cursor:
         """A string with its length before it."""
         return self._bytes(self.scalar("Q")).decode("utf-8")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = 0) -> Any:
         """A metadata value."""
         if kind == _STRING:
             return self.string()
         if kind == _ARRAY:
             inner, count = self.scalar("I"), self.scalar("Q")
+            if count > len(self._data) or depth > _DEEPEST:
+                raise IndexError(f"an array of {count:,} values at byte {self.at}")
             if inner in _SCALARS:
                 form = f"{count}{_SCALARS[inner]}"
                 return list(struct.unpack(f"<{form}", self._bytes(struct.calcsize(f"<{form}"))))
-            return [self.value(inner) for _ in range(count)]
+            return [self.value(inner, depth + 1) for _ in range(count)]
         if kind not in _SCALARS:
             raise ValueError(f"a metadata value has the unknown kind {kind}: download the file again.")
         return self.scalar(_SCALARS[kind])

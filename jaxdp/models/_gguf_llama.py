@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from ._checks import check_whole, short
 from ._compute import Compute
 from ._gguf import read_gguf
 from ._llama_config import LlamaConfig
@@ -36,15 +37,22 @@ def llama_from_gguf(
 ) -> tuple[LlamaConfig, dict[str, Float32[np.ndarray, "..."]]]:
     """The config, and the tensors under their torch names without ``model.``."""
     metadata, stored = read_gguf(path)
-    if metadata.get("general.architecture") != "llama":
-        raise ValueError(
-            f"{path} has the architecture {metadata.get('general.architecture')!r}, but only 'llama' can be loaded."
-        )
+    architecture = metadata.get("general.architecture")
+    if architecture != "llama":
+        raise ValueError(f"{path} has the architecture {short(architecture)}, but only 'llama' can be loaded.")
     tensors = {_torch_name(name): tensor for name, tensor in stored.items()}
-    config = _config(metadata, tensors, compute, path)
+    try:
+        config = _config(metadata, tensors, compute, path)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     for name, tensor in tensors.items():
         for part, count in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
             if f".{part}." in name:
+                if tensor.shape[:1] != (count * config.head_dim,):
+                    raise ValueError(
+                        f"{path}: tensor {name} has shape {tensor.shape}, which is no row for each of {count} "
+                        f"heads of width {config.head_dim}: download the file again."
+                    )
                 tensors[name] = _paired_by_halves(tensor, count)
     return config, tensors
 
@@ -61,12 +69,14 @@ def _config(
 
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
-        raise ValueError(f"{path} rescales rotary positions by {scaling!r}: load the Hugging Face directory instead.")
+        raise ValueError(
+            f"{path} rescales rotary positions by {short(scaling)}: load the Hugging Face directory instead."
+        )
     theta, factor = metadata.get("llama.rope.freq_base", 10000.0), metadata.get("llama.rope.scaling.factor", 1.0)
     heads, width = needed("attention.head_count"), needed("embedding_length")
     tokens: dict[str, Any] = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _TOKENS.items()}
     return LlamaConfig(
-        vocab_size=len(tensors["embed_tokens.weight"]) if "embed_tokens.weight" in tensors else needed("vocab_size"),
+        vocab_size=_rows(tensors) if "embed_tokens.weight" in tensors else needed("vocab_size"),
         hidden_size=width,
         intermediate_size=needed("feed_forward_length"),
         num_hidden_layers=needed("block_count"),
@@ -83,12 +93,43 @@ def _config(
     )
 
 
+def gguf_sizes(path: str | Path) -> tuple[int, int]:
+    """Token ids and longest text of the decoder in a GGUF file, from its metadata.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Number of token ids, and of positions.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged file, or one without these numbers.
+
+    Example:
+        ``rows, longest = gguf_sizes("model.gguf")``
+    """
+    metadata = read_gguf(path, tensors=False).metadata
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    rows = len(tokens) if isinstance(tokens, list) else metadata.get("llama.vocab_size")
+    longest = metadata.get("llama.context_length")
+    check_whole(f"{path}: llama.vocab_size", rows)
+    check_whole(f"{path}: llama.context_length", longest)
+    return rows, longest  # pyright: ignore[reportReturnType]
+
+
 _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
-def _shortest(value: float) -> float:
+def _rows(tensors: dict[str, np.ndarray]) -> int:
+    """Rows of the embedding table; 0, which is refused, for what is none."""
+    table = tensors["embed_tokens.weight"]
+    return table.shape[0] if table.ndim == 2 else 0
+
+
+def _shortest(value: Any) -> Any:
     """A 32-bit float as the shortest decimal that gives it: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _torch_name(name: str) -> str:
@@ -117,11 +158,17 @@ def tokenizer_from_gguf(path: str | Path) -> tuple[Any, int]:
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
     if model != "gpt2" or pre not in ("smollm", "gpt-2", "default"):
         raise ValueError(
-            f"{path} has a tokenizer of the kind {model!r} with {pre!r}, but only 'gpt2' with 'smollm' or 'gpt-2' can "
-            "be made from a GGUF file: use the tokenizer.json of the model's Hugging Face directory."
+            f"{path} has a tokenizer of the kind {short(model)} with {short(pre)}, but only 'gpt2' with 'smollm' or "
+            "'gpt-2' can be made from a GGUF file: use the tokenizer.json of the model's Hugging Face directory."
         )
-    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
+    tokens = _listed(metadata, "tokens", str, path)
+    kinds = _listed(metadata, "token_type", int, path)
+    merges: list[Any] = [tuple(merge.split(" ", 1)) for merge in _listed(metadata, "merges", str, path)]
+    if len(tokens) != len(kinds) or any(len(merge) != 2 for merge in merges):
+        raise ValueError(
+            f"{path} has {len(tokens):,} tokenizer.ggml.tokens of {len(kinds):,} kinds, or tokenizer.ggml.merges that "
+            "are no pairs: download it again."
+        )
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     space = bool(metadata.get("tokenizer.ggml.add_space_prefix", False))
@@ -134,7 +181,18 @@ def tokenizer_from_gguf(path: str | Path) -> tuple[Any, int]:
     plain = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _USER_DEFINED]
     tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in plain])
     if metadata.get("tokenizer.ggml.add_bos_token", False):
-        first = metadata["tokenizer.ggml.bos_token_id"]
+        first = metadata.get("tokenizer.ggml.bos_token_id")
+        check_whole(f"{path}: tokenizer.ggml.bos_token_id", first, 0, len(tokens) - 1)
         template = processors.TemplateProcessing(single="B $A", special_tokens=[("B", first)])
         tokenizer.post_processor = template
-    return tokenizer, int(metadata.get("tokenizer.ggml.padding_token_id", 0))
+    padding = metadata.get("tokenizer.ggml.padding_token_id", 0)
+    check_whole(f"{path}: tokenizer.ggml.padding_token_id", padding, 0, max(len(tokens) - 1, 0))
+    return tokenizer, padding
+
+
+def _listed(metadata: dict[str, Any], name: str, kind: type, path: str | Path) -> list[Any]:
+    """A list of the tokenizer's metadata."""
+    found = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not all(isinstance(value, kind) for value in found):
+        raise ValueError(f"{path} must hold a list tokenizer.ggml.{name} of {kind.__name__} values: download it again.")
+    return found

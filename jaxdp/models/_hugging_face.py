@@ -1,5 +1,7 @@
 """Reading and writing Hugging Face directories: config.json, model.safetensors, tokenizer.json."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from ._bert import BertEncoder
+from ._checks import short
 from ._classifier import SequenceClassifier
 from ._compute import Compute
-from ._config import BertConfig, read_config
+from ._config import BertConfig, naming, read_config
 from ._convnet import ConvNet, ConvNetConfig
 from ._decoder_classifier import DecoderClassifier
 from ._layers import Constant
@@ -89,7 +92,7 @@ def load_classifier(
     """
     values = read_config(directory)
     head = values.get(_HEAD_CONFIG)
-    if head is None:
+    if not isinstance(head, dict):
         raise ValueError(
             f"{directory} holds no classifier saved by jaxdp: load its encoder with load_pretrained and put "
             "a new SequenceClassifier on it."
@@ -102,15 +105,13 @@ def load_classifier(
     known = {*used, *_HEAD, *_HEAD_CONSTANTS, "embeddings.position_ids"}
     refuse("unexpected", set(tensors) - known, directory)
     refuse("missing", set(_HEAD) - set(tensors), directory)
-    names = tuple(values["id2label"][str(index)] for index in range(len(values["id2label"])))
+    names = _label_names(values, directory)
     model = SequenceClassifier(
         encoder,
         len(names),
         label_names=names,
-        pooling=head["pooling"],
-        normalize=bool(head["normalize"]),
-        feature_center=tensors.get(_HEAD_CONSTANTS[0]),
-        feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
+        **_head_options(head, directory),
+        **_constants(tensors),
     )
     _fill_head(model, tensors, config.hidden_size * model.num_levels, dtype)
     return model
@@ -125,18 +126,45 @@ def _decoder_classifier(
     decoder, used = fill(lambda: LlamaDecoder(config, rngs=nnx.Rngs(0)), llama_names(config), tensors, dtype, directory)
     refuse("unexpected", set(tensors) - {*used, *_HEAD, *_HEAD_CONSTANTS}, directory)
     refuse("missing", set(_HEAD) - set(tensors), directory)
-    names = tuple(values["id2label"][str(index)] for index in range(len(values["id2label"])))
+    names = _label_names(values, directory)
     model = DecoderClassifier(
         decoder,
         len(names),
         label_names=names,
-        pooling=head["pooling"],
-        normalize=bool(head["normalize"]),
-        feature_center=tensors.get(_HEAD_CONSTANTS[0]),
-        feature_scale=tensors.get(_HEAD_CONSTANTS[1]),
+        **_head_options(head, directory),
+        **_constants(tensors),
     )
     _fill_head(model, tensors, config.hidden_size, dtype)
     return model
+
+
+def _label_names(values: dict[str, Any], directory: str | Path) -> tuple[str, ...]:
+    """The names of the classes."""
+    found = values.get("id2label")
+    names = [found.get(str(index)) for index in range(len(found))] if isinstance(found, dict) else []
+    if len(names) < 2 or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{Path(directory) / 'config.json'} must name the classes in id2label, by number from 0: save it again."
+        )
+    return tuple(map(str, names))
+
+
+def _head_options(head: dict[str, Any], directory: str | Path) -> dict[str, Any]:
+    """What the head sees of the text."""
+    pooling, normalize = head.get("pooling"), head.get("normalize")
+    if pooling not in ("last", "every_layer", "mean") or not isinstance(normalize, bool):
+        raise ValueError(
+            f"{Path(directory) / 'config.json'} has {_HEAD_CONFIG} = {short(head)}, which is no classifier of this "
+            "version: save it again."
+        )
+    return {"pooling": pooling, "normalize": normalize}
+
+
+def _constants(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The stored constants of the features."""
+    names = ("feature_center", "feature_scale")
+    stored = zip(names, _HEAD_CONSTANTS, strict=True)
+    return {name: checked(tensors, key, tensors[key].shape) if key in tensors else None for name, key in stored}
 
 
 def _fill_head(
@@ -221,13 +249,15 @@ def load_vision(
         tensors["classifier.bias"] = np.zeros(num_classes, np.float32)
     elif "classifier.weight" not in tensors:
         raise ValueError(f"{directory} holds no head: give num_classes for a new one.")
-    if _PATCH in tensors:
-        tensors[_PATCH] = tensors[_PATCH].reshape(len(tensors[_PATCH]), -1)
+    # Whatever has another shape than these stays as it is, and is refused by it.
+    if _PATCH in tensors and tensors[_PATCH].ndim == 4:
+        shape = tensors[_PATCH].shape
+        tensors[_PATCH] = tensors[_PATCH].reshape(shape[0], math.prod(shape[1:]))
     for name in _BATCHED:
-        if name in tensors:
-            tensors[name] = tensors[name].reshape(tensors[name].shape[1:])
-    if _BATCHED[0] in tensors:
-        tensors[_BATCHED[0]] = tensors[_BATCHED[0]].reshape(-1)
+        if name in tensors and tensors[name].ndim == 3 and tensors[name].shape[0] == 1:
+            tensors[name] = tensors[name][0]
+    if _BATCHED[0] in tensors and tensors[_BATCHED[0]].shape == (1, config.hidden_size):
+        tensors[_BATCHED[0]] = tensors[_BATCHED[0]][0]
     model, used = fill(
         lambda: VisionTransformer(config, rngs=nnx.Rngs(0)), vit_names(config), tensors, dtype, directory
     )
@@ -252,8 +282,13 @@ def load_convnet(directory: str | Path, *, dtype: Any = jnp.float32) -> ConvNet:
     values = read_config(directory)
     if values.pop("model_type", None) != "jaxdp_convnet":
         raise ValueError(f"{directory} holds no ConvNet saved by jaxdp: use load_vision for a vision transformer.")
-    sizes: dict[str, Any] = values | {"channels": tuple(values["channels"])}
-    config = ConvNetConfig(**sizes)
+    fields = {field.name for field in dataclasses.fields(ConvNetConfig)}
+    sizes: dict[str, Any] = {name: value for name, value in values.items() if name in fields}
+    with naming(directory):
+        if not isinstance(sizes.get("channels"), list):
+            raise ValueError(f"channels must be a list of sizes, not {short(sizes.get('channels'))}.")
+        sizes["channels"] = tuple(sizes["channels"])
+        config = ConvNetConfig(**sizes)
     tensors = read_tensors(directory)
     model, used = fill(lambda: ConvNet(config, rngs=nnx.Rngs(0)), convnet_names(config), tensors, dtype, directory)
     refuse("unexpected", set(tensors) - used, directory)

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short
 from ._compute import Compute
-from ._config import read_config
+from ._config import naming, read_config
 from ._rope import Rope
 
 _SIZES = (
@@ -79,6 +80,17 @@ class LlamaConfig:
     compute: Compute = _COMPUTE
 
     def __post_init__(self):
+        for name in _SIZES:
+            optional = name in ("num_key_value_heads", "head_dim")
+            layers = name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+            check_whole(name, getattr(self, name), 0 if optional else 1, LARGEST_COUNT if layers else LARGEST_SIZE)
+        check_number("rms_norm_eps", self.rms_norm_eps, 0, 1)
+        check_number("initializer_range", self.initializer_range, 0, 100)
+        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            check_truth(name, getattr(self, name))
+        for name in _TOKENS:
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), -1)
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim == 0 and self.num_attention_heads:
@@ -88,10 +100,6 @@ class LlamaConfig:
                     f"{self.num_attention_heads}, or head_dim must be given."
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in _SIZES:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} must be a multiple of num_key_value_heads "
@@ -118,8 +126,8 @@ class LlamaConfig:
             found = values.get(key, None if key == "model_type" else expected)
             if found != expected:
                 raise ValueError(
-                    f"config.json has {key} = {found!r}, but only {expected!r} can be loaded: use the directory of a "
-                    "Llama-family decoder."
+                    f"config.json has {key} = {short(found)}, but only {expected!r} can be loaded: use the directory "
+                    "of a Llama-family decoder."
                 )
         needed = [name for name in _SIZES if name not in ("num_key_value_heads", "head_dim", "max_position_embeddings")]
         missing = [name for name in needed if name not in values]
@@ -128,18 +136,20 @@ class LlamaConfig:
         sizes = {name: values[name] for name in needed}
         tokens = {name: values.get(name) for name in _TOKENS}
         # Llama 3 lists several ids that end a turn; the first of them ends a text.
-        first: dict[str, Any] = {name: token[0] if isinstance(token, list) else token for name, token in tokens.items()}
+        first: dict[str, Any] = {
+            name: token[0] if isinstance(token, list) and token else token for name, token in tokens.items()
+        }
         return cls(
             **sizes,
-            num_key_value_heads=values.get("num_key_value_heads") or 0,
-            head_dim=values.get("head_dim") or 0,
+            # Null stands for as many as there are queries, and for an even share of the width.
+            **{name: _or_zero(values.get(name)) for name in ("num_key_value_heads", "head_dim")},
             max_position_embeddings=values.get("max_position_embeddings", 2048),
-            rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             rope=Rope.from_dict(values),
-            tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
-            attention_bias=bool(values.get("attention_bias", False)),
-            mlp_bias=bool(values.get("mlp_bias", False)),
-            initializer_range=float(values.get("initializer_range", 0.02)),
+            tie_word_embeddings=values.get("tie_word_embeddings", False),
+            attention_bias=values.get("attention_bias", False),
+            mlp_bias=values.get("mlp_bias", False),
+            initializer_range=values.get("initializer_range", 0.02),
             **first,
             compute=_COMPUTE if compute is None else compute,
         )
@@ -147,7 +157,8 @@ class LlamaConfig:
     @classmethod
     def from_directory(cls, directory: str | Path, *, compute: Compute | None = None) -> "LlamaConfig":
         """Read ``config.json`` of a Hugging Face directory; see `from_dict`."""
-        return cls.from_dict(read_config(directory), compute=compute)
+        with naming(directory):
+            return cls.from_dict(read_config(directory), compute=compute)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``config.json`` holds, readable by `from_dict` and by transformers."""
@@ -164,3 +175,7 @@ class LlamaConfig:
             "mlp_bias": self.mlp_bias,
             "initializer_range": self.initializer_range,
         }
+
+
+def _or_zero(value: Any) -> Any:
+    return 0 if value is None else value

@@ -16,6 +16,8 @@ from ._selection import path_string
 from ._tensors import checked, refuse
 from ._vit_config import ViTConfig
 
+_MANY = 4096
+
 Model = TypeVar("Model", bound=nnx.Module)
 
 # Within layer i: our path below layers/ -> their name below the layer's prefix.
@@ -133,6 +135,10 @@ def fill(
     source: str | Path,
 ) -> tuple[Model, set[str]]:
     """The model that `make` describes with the tensors' values, and the names of the tensors in it."""
+    # Before millions of layers that a file does not hold are thought of.
+    weights = {name for stored in names.values() for name in stored.all_names if name.endswith(".weight")}
+    if len(weights) > _MANY:
+        refuse("missing", weights - set(tensors), source)
     # Only shapes: drawing millions of random numbers to throw them away takes seconds.
     graphdef, state = nnx.split(nnx.eval_shape(make))
     leaves = [(path, variable, names[path_string(path)]) for path, variable in nnx.to_flat_state(state)]

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
+from ._checks import check_number, check_whole, short
 from ._layers import widen
 
 _LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -46,8 +47,9 @@ class Rope:
     original_max_position_embeddings: int = 8192
 
     def __post_init__(self):
-        if not (self.theta > 0 and self.factor > 0):
-            raise ValueError(f"rope theta and factor must be positive, not {self.theta!r} and {self.factor!r}.")
+        for name, high in (("theta", 1e12), ("factor", 1e6), ("low_freq_factor", 1e6), ("high_freq_factor", 1e6)):
+            check_number(f"rope {name}", getattr(self, name), 0, high, above=True)
+        check_whole("rope original_max_position_embeddings", self.original_max_position_embeddings)
         if self.kind not in ("default", "linear", "llama3"):
             raise ValueError(f'the kind of rope is {self.kind!r}, but only "default", "linear" and "llama3" are known.')
         if not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -59,20 +61,25 @@ class Rope:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Rope":
         """Read a Hugging Face ``config.json``: ``rope_parameters``, or ``rope_theta`` and ``rope_scaling`` of old."""
-        found = dict(values.get("rope_scaling") or {}) | dict(values.get("rope_parameters") or {})
+        found: dict[str, Any] = {}
+        for key in ("rope_scaling", "rope_parameters"):
+            given = values.get(key) or {}
+            if not isinstance(given, dict):
+                raise ValueError(f"config.json has {key} = {short(given)}: it must be an object.")
+            found |= given
         theta = found.get("rope_theta", values.get("rope_theta", 10000.0))
         kind = found.get("rope_type", found.get("type", "default"))
         if kind == "default":
-            return cls(theta=float(theta))
+            return cls(theta=theta)
         if kind not in ("linear", "llama3"):
             raise ValueError(
-                f'config.json has rope type {kind!r}, but only "default", "linear" and "llama3" can be loaded.'
+                f'config.json has rope type {short(kind)}, but only "default", "linear" and "llama3" can be loaded.'
             )
         wanted = ("factor", *(_LLAMA3_FIELDS if kind == "llama3" else ()))
         missing = [name for name in wanted if name not in found]
         if missing:
             raise ValueError(f"config.json's rope parameters lack {', '.join(missing)}.")
-        return cls(theta=float(theta), kind=kind, **{name: found[name] for name in wanted})
+        return cls(theta=theta, kind=kind, **{name: found[name] for name in wanted})
 
     def to_dict(self) -> dict[str, Any]:
         """The ``rope_parameters`` of a Hugging Face ``config.json``."""

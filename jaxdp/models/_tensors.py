@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdp._files import replaced, write_text
+from jaxdp._reading import read_json, reason, regular_file
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -19,11 +21,13 @@ def read_tensors(directory: str | Path) -> dict[str, np.ndarray]:
     root = Path(directory)
     if (root / _WEIGHTS).is_file() or not (root / _INDEX).is_file():
         return _read_file(root / _WEIGHTS)
-    index = json.loads((root / _INDEX).read_text(encoding="utf-8"))
+    places = read_json(root / _INDEX, "download it again").get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{root / _INDEX} must say in weight_map which file holds which tensor: download it again.")
     tensors: dict[str, np.ndarray] = {}
-    for name in sorted(set(index["weight_map"].values())):
-        tensors |= _read_file(root / Path(name).name)
-    refuse("missing", set(index["weight_map"]) - set(tensors), directory)
+    for name in sorted(set(places.values())):
+        tensors |= _read_file(root / (Path(name).name or "nameless"))
+    refuse("missing", set(places) - set(tensors), directory)
     return tensors
 
 
@@ -31,15 +35,13 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     """The tensors of one safetensors file."""
     import safetensors.numpy  # comes with the extra `train`; the models themselves do without
 
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: save the weights as safetensors (save_pretrained(..., "
-            "safe_serialization=True) in transformers)."
-        )
+    regular_file(
+        path, "save the weights as safetensors (save_pretrained(..., safe_serialization=True) in transformers)"
+    )
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file ({error}): download it again.") from error
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is not a safetensors file ({reason(error)}): download it again.") from error
 
 
 def write_directory(
@@ -63,10 +65,22 @@ def write_directory(
 
 
 def checked(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A tensor, if it has the shape that the config asks for."""
-    if tensors[name].shape != shape:
-        raise ValueError(f"tensor {name} has shape {tensors[name].shape}, but config.json asks for {shape}.")
-    return tensors[name]
+    """A tensor of finite floats, if it has the shape that the config asks for."""
+    found = tensors[name]
+    if found.shape != shape:
+        raise ValueError(f"tensor {name} has shape {found.shape}, but config.json asks for {shape}.")
+    # Not np.floating: bfloat16 is none of NumPy's own.
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(f"tensor {name} holds {found.dtype} values: weights must be floats, so save them as such.")
+    # A float64 that is finite may be none in float32.
+    with np.errstate(over="ignore"):
+        wide = found.astype(np.float32)
+    if not np.all(np.isfinite(wide)):
+        count = int(np.sum(~np.isfinite(wide)))
+        raise ValueError(
+            f"tensor {name} has {count:,} values that are not finite (in float32): load another checkpoint."
+        )
+    return found
 
 
 def refuse(kind: str, names: Iterable[str], source: str | Path) -> None:

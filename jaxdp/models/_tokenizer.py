@@ -1,12 +1,30 @@
 """Texts to padded token ids and back, by a Hugging Face ``tokenizer.json`` or the one inside a GGUF file."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from jaxdp._reading import read_text, reason, regular_file
+
 from ._gguf_llama import tokenizer_from_gguf
+
+
+@contextlib.contextmanager
+def refusing(what: str, fix: str) -> Iterator[None]:
+    """Whatever the Rust side raises, which is a bare Exception or a panic, as a sentence."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} ({reason(error)}): {fix}.") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what} ({reason(error)}): {fix}.") from error
 
 
 class Tokenizer:
@@ -28,17 +46,15 @@ class Tokenizer:
 
         file = Path(path)
         file = file / "tokenizer.json" if file.is_dir() else file
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} does not exist: the model directory must hold tokenizer.json.")
+        regular_file(file, "the model directory must hold tokenizer.json")
         self.path = file
         if file.suffix == ".gguf":
-            self._tokenizer, self._pad_id = tokenizer_from_gguf(file)
+            with refusing(f"{file} holds no tokenizer that can be made", "download it again"):
+                self._tokenizer, self._pad_id = tokenizer_from_gguf(file)
             return
-        text = file.read_text(encoding="utf-8")
-        try:
+        text = read_text(file, "download it again")
+        with refusing(f"{file} is not a tokenizer", "download it again"):
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust side raises bare Exception
-            raise ValueError(f"{file} is not a tokenizer ({error}): download it again.") from error
         padding = self._tokenizer.padding
         named = (self._tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))
         self._pad_id = int(padding["pad_id"]) if padding else next((i for i in named if i is not None), 0)
@@ -49,6 +65,29 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of token ids; at most the ``vocab_size`` of a model that fits."""
         return self._tokenizer.get_vocab_size()
+
+    @property
+    def largest_id(self) -> int:
+        """The largest id that a text can get, which an embedding table must have a row for."""
+        special: list[int] = []
+        with contextlib.suppress(ValueError), refusing("the tokenizer cannot read an empty text", ""):
+            special = self._tokenizer.encode("").ids
+        return max([*self._tokenizer.get_vocab().values(), *special, self._pad_id])
+
+    def check_fits(self, rows: int) -> None:
+        """Refuse an embedding table that lacks rows: ids beyond it would all share one.
+
+        Args:
+            rows: of the table.
+
+        Raises:
+            ValueError: an id beyond the table; it is one of the tokenizer's, whatever the texts are.
+        """
+        if self.largest_id >= rows:
+            raise ValueError(
+                f"{self.path} has ids up to {self.largest_id:,}, but the model's embedding table has {rows:,} rows, "
+                f"for ids up to {rows - 1:,}: use the tokenizer that belongs to the model."
+            )
 
     def encode_batch(
         self, texts: Sequence[str], max_length: int
@@ -70,11 +109,12 @@ class Tokenizer:
             raise ValueError(
                 f"max_length must be more than the {special} special tokens of every text, not {max_length}."
             )
-        self._tokenizer.enable_truncation(max_length)
-        try:
-            encoded = self._tokenizer.encode_batch(list(texts))
-        finally:
-            self._tokenizer.no_truncation()
+        with refusing(f"{self.path} cannot read a text", "give it a token for unknown words"):
+            self._tokenizer.enable_truncation(max_length)
+            try:
+                encoded = self._tokenizer.encode_batch(list(texts))
+            finally:
+                self._tokenizer.no_truncation()
         ids = np.full((len(encoded), max_length), self._pad_id, np.int32)
         mask = np.zeros((len(encoded), max_length), bool)
         for row, encoding in enumerate(encoded):
@@ -85,7 +125,8 @@ class Tokenizer:
 
     def lengths(self, texts: Sequence[str]) -> Int32[np.ndarray, "n"]:
         """Number of tokens of every text without truncation, the special ones included."""
-        return np.array([len(e.ids) for e in self._tokenizer.encode_batch(list(texts))], np.int32)
+        with refusing(f"{self.path} cannot read a text", "give it a token for unknown words"):
+            return np.array([len(e.ids) for e in self._tokenizer.encode_batch(list(texts))], np.int32)
 
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, "n"]) -> str:
         """The text of token ids, special tokens left out."""

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short
 from ._compute import Compute
-from ._config import read_config
+from ._config import naming, read_config
 
 _SIZES = (
     "image_size",
@@ -63,9 +64,11 @@ class ViTConfig:
 
     def __post_init__(self):
         for name in (*_SIZES, "num_classes"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}.")
+            layers = name in ("num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_channels")
+            check_whole(name, getattr(self, name), high=LARGEST_COUNT if layers else LARGEST_SIZE)
+        check_number("layer_norm_eps", self.layer_norm_eps, 0, 1)
+        check_number("initializer_range", self.initializer_range, 0, 100)
+        check_truth("qkv_bias", self.qkv_bias)
         for whole, part in (("image_size", "patch_size"), ("hidden_size", "num_attention_heads")):
             if getattr(self, whole) % getattr(self, part):
                 raise ValueError(f"{whole} {getattr(self, whole)} must be a multiple of {part} {getattr(self, part)}.")
@@ -96,18 +99,18 @@ class ViTConfig:
             found = values.get(key, None if key == "model_type" else expected)
             if found != expected:
                 raise ValueError(
-                    f"config.json has {key} = {found!r}, but only {expected!r} can be loaded: use the directory of a "
-                    "vision transformer."
+                    f"config.json has {key} = {short(found)}, but only {expected!r} can be loaded: use the directory "
+                    "of a vision transformer."
                 )
         missing = [name for name in _SIZES if name not in values]
         if missing:
             raise ValueError(f"config.json lacks {', '.join(missing)}: use the directory of a vision transformer.")
         return cls(
             **{name: values[name] for name in _SIZES},
-            num_classes=len(values.get("id2label", "ab")) if num_classes is None else num_classes,
-            qkv_bias=bool(values.get("qkv_bias", True)),
-            layer_norm_eps=float(values.get("layer_norm_eps", 1e-12)),
-            initializer_range=float(values.get("initializer_range", 0.02)),
+            num_classes=_labels(values) if num_classes is None else num_classes,
+            qkv_bias=values.get("qkv_bias", True),
+            layer_norm_eps=values.get("layer_norm_eps", 1e-12),
+            initializer_range=values.get("initializer_range", 0.02),
             compute=_COMPUTE if compute is None else compute,
         )
 
@@ -116,7 +119,8 @@ class ViTConfig:
         cls, directory: str | Path, *, num_classes: int | None = None, compute: Compute | None = None
     ) -> "ViTConfig":
         """Read ``config.json`` of a Hugging Face directory; see `from_dict`."""
-        return cls.from_dict(read_config(directory), num_classes=num_classes, compute=compute)
+        with naming(directory):
+            return cls.from_dict(read_config(directory), num_classes=num_classes, compute=compute)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``config.json`` holds, readable by `from_dict` and by transformers."""
@@ -131,3 +135,11 @@ class ViTConfig:
             "id2label": {str(index): name for index, name in labels.items()},
             "label2id": {name: index for index, name in labels.items()},
         }
+
+
+def _labels(values: Mapping[str, Any]) -> int:
+    """How many classes a file names; two if it names none."""
+    labels = values.get("id2label", {"0": "", "1": ""})
+    if not isinstance(labels, dict):
+        raise ValueError(f"id2label must be an object of names by number, not {short(labels)}.")
+    return len(labels)

@@ -1,19 +1,41 @@
 """The fields of a configuration file, their types and the checks that need nothing but the file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from jaxdp.training._config_fields import Count, FilePath, NotNegative, Positive, Section, Selection
+from jaxdp.training._config_fields import (
+    Column,
+    Count,
+    FilePath,
+    Length,
+    Names,
+    Needs,
+    NotNegative,
+    Positive,
+    Rate,
+    Rows,
+    Section,
+    Selection,
+    Share,
+    Width,
+)
+from jaxdp.training._config_meaning import check_meaning
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._config_privacy import ClippingConfig, DenoiseConfig, PrivacyConfig, SubspaceConfig
 from jaxdp.training._config_task import (
+    ENCODER_TASK,
+    FILE,
+    OWN_DIVISION,
+    TEXTS,
     LoraConfig,
     NetworkConfig,
     SamplesConfig,
     TaskConfig,
     check_task,
 )
+
+_MOST_STEPS = 1_000_000_000
 
 
 class DataConfig(Section):
@@ -23,23 +45,33 @@ class DataConfig(Section):
         description='"tweets", "movie_sentences", "newsgroups", "wordnet", "fashion_mnist", or the path of a CSV, '
         "JSONL or Parquet file"
     )
-    path: FilePath | None = Field(None, description='folder of the files of "wordnet" or "fashion_mnist"')
-    text_column: str | None = Field(None, description="the column of a file that holds the text")
-    label_column: str | None = Field(None, description="the column of a file that holds the label")
-    unit: Literal["record", "user"] = Field(
+    path: Annotated[FilePath | None, Needs("data.source", "wordnet", "fashion_mnist", word="for")] = Field(
+        None, description='folder of the files of "wordnet" or "fashion_mnist"'
+    )
+    text_column: Annotated[Column | None, Needs("data.source", FILE, word="for")] = Field(
+        None, description="the column of a file that holds the text"
+    )
+    label_column: Annotated[Column | None, Needs("data.source", FILE, word="for"), ENCODER_TASK] = Field(
+        None, description="the column of a file that holds the label"
+    )
+    unit: Annotated[Literal["record", "user"], Needs("task.kind", "language_model", word="for")] = Field(
         "record", description="what an example of a language model is: one record, or all records of one user"
     )
-    user_column: str | None = Field(None, description='the column of a file that names the user, for unit = "user"')
-    max_records_per_user: Count | None = Field(
+    user_column: Annotated[Column | None, Needs("data.source", FILE, word="for"), Needs("data.unit", "user")] = Field(
+        None, description="the column of a file that names the user"
+    )
+    max_records_per_user: Annotated[Width | None, Needs("data.unit", "user")] = Field(
         None, description="records kept of each user, who is one example however many there are"
     )
-    max_length: Annotated[int, Field(ge=4)] = Field(32, description="tokens kept of each text")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+    max_length: Annotated[Length, TEXTS] = Field(
+        32, description="tokens kept of each text, at most as many as the model has positions"
+    )
+    held_out: Annotated[Share, OWN_DIVISION] = Field(
         0.1, description="share of the examples kept for evaluation; they are outside the guarantee"
     )
-    held_out_limit: Count | None = Field(None, description="evaluate on at most so many of them")
-    train_limit: Count | None = Field(None, description="train on so many examples only")
-    cache: FilePath | None = Field(
+    held_out_limit: Rows | None = Field(None, description="evaluate on at most so many of them")
+    train_limit: Rows | None = Field(None, description="train on so many examples only")
+    cache: Annotated[FilePath | None, Needs("any.phase.features", "cached")] = Field(
         None, description="directory for the outputs of frozen layers, to be shared by runs; private like the data"
     )
 
@@ -52,34 +84,42 @@ class ModelConfig(Section):
         description='"minilm", "smollm2", the path of a Hugging Face directory (BERT, RoBERTa, Llama, ViT) or GGUF '
         'file, or for images "convnet" or "vit" for a new network',
     )
-    layers: Count | None = Field(None, description="use so many of a decoder's layers only, the lowest ones")
-    top_layers: Count | None = Field(
+    layers: Annotated[Count | None, TEXTS] = Field(
+        None, description="use so many of a decoder's layers only, the lowest ones"
+    )
+    top_layers: Annotated[Count | None, TEXTS] = Field(
         None, description="the highest so many layers of a decoder are a stack of their own, named top/"
     )
     train: Selection | None = Field(None, description="what the phases train that do not say it themselves")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout rate of what a phase runs live")
-    pooling: Literal["last", "every_layer", "last_token"] = Field(
+    dropout: Annotated[Rate, ENCODER_TASK, Needs("any.phase.features", "live")] = Field(
+        0.0, description="dropout rate of what a phase runs live"
+    )
+    pooling: Annotated[Literal["last", "every_layer", "last_token"], ENCODER_TASK] = Field(
         "every_layer",
         description='the head sees the mean of the "last" layer of an encoder, or those of "every_layer"; of a decoder '
         'the mean of the last layer, or with "last_token" its state at the last token',
     )
-    normalize: bool = Field(True, description="scale each text's features to length 1 before the head")
-    center: Literal["tweets", "movie_sentences"] | None = Field(
+    normalize: Annotated[bool, ENCODER_TASK] = Field(
+        True, description="scale each text's features to length 1 before the head"
+    )
+    center: Annotated[Literal["tweets", "movie_sentences"] | None, ENCODER_TASK] = Field(
         None, description="a PUBLIC corpus, not that of the run: the mean features of its texts are subtracted"
     )
-    feature_scale: Positive = Field(1.0, description="a public constant that multiplies the features")
+    feature_scale: Annotated[Positive, ENCODER_TASK] = Field(
+        1.0, description="a public constant that multiplies the features"
+    )
 
 
 class MeshConfig(Section):
     """`[mesh]`: over how many devices a run is cut, and how."""
 
-    data: Count | Literal["rest"] = Field(
+    data: Width | Literal["rest"] = Field(
         1, description='devices that each hold all parameters and see examples of their own; "rest" takes what is left'
     )
-    fsdp: Count = Field(1, description="devices that see examples of their own and hold parameters in parts")
-    tensor: Count = Field(1, description="devices that share their examples and hold single layers in parts")
-    columns: tuple[str, ...] = Field((), description="patterns of the parameters whose last axis tensor cuts")
-    rows: tuple[str, ...] = Field((), description="patterns of the parameters whose first axis tensor cuts")
+    fsdp: Width = Field(1, description="devices that see examples of their own and hold parameters in parts")
+    tensor: Width = Field(1, description="devices that share their examples and hold single layers in parts")
+    columns: Names = Field((), description="patterns of the parameters whose last axis tensor cuts")
+    rows: Names = Field((), description="patterns of the parameters whose first axis tensor cuts")
 
     @model_validator(mode="after")
     def _cuts_something(self) -> "MeshConfig":
@@ -119,7 +159,7 @@ class Config(Section):
     clipping: ClippingConfig = ClippingConfig()  # pyright: ignore[reportCallIssue]
     denoise: DenoiseConfig = DenoiseConfig()  # pyright: ignore[reportCallIssue]
     subspace: SubspaceConfig = SubspaceConfig()  # pyright: ignore[reportCallIssue]
-    phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1)]
+    phase: Annotated[tuple[PhaseConfig, ...], Field(min_length=1, max_length=100)]
     mesh: MeshConfig = MeshConfig()  # pyright: ignore[reportCallIssue]
     log: LogConfig = LogConfig()  # pyright: ignore[reportCallIssue]
 
@@ -129,8 +169,7 @@ class Config(Section):
         """Give each phase what it trains and a name of its own."""
         if not isinstance(raw, dict) or not isinstance(raw.get("phase"), tuple):
             return raw
-        model = raw.get("model")
-        default = model.get("train") if isinstance(model, dict) else None
+        default, raw = _taken_from_model(raw)
         phases, taken = [], set()
         for number, phase in enumerate(raw["phase"], 1):
             if not isinstance(phase, dict):
@@ -141,6 +180,8 @@ class Config(Section):
                 train = phase["train"]
                 name = train.replace(":", "") if isinstance(train, str) else f"phase{number}"
                 phase["name"] = name if name not in taken else f"{name}{number}"
+            if not isinstance(phase["name"], str):
+                return raw
             if phase["name"] in taken:
                 raise ValueError(f'phase {number} and another one are both named "{phase["name"]}": rename one.')
             taken.add(phase["name"])
@@ -205,6 +246,21 @@ class Config(Section):
             raise ValueError(f"{name} has no meaning with privacy.enabled = false, without noise: remove it.")
         return self
 
+    @model_validator(mode="after")
+    def _counts_few_enough_steps(self) -> "Config":
+        if self.total_steps > _MOST_STEPS:
+            raise ValueError(
+                f"all phases have {self.total_steps:,} steps together: give them at most {_MOST_STEPS:,}, as steps are "
+                "counted in 32 bits."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_field_has_a_meaning(self) -> "Config":
+        # The last of all: what contradicts another field is told better by the checks before.
+        check_meaning(self)
+        return self
+
     def subspace_of(self, phase: PhaseConfig) -> SubspaceConfig:
         """In which space a phase trains."""
         chosen = self.subspace.phases
@@ -214,3 +270,16 @@ class Config(Section):
     def total_steps(self) -> int:
         """Updates of all phases."""
         return sum(phase.steps for phase in self.phase)
+
+
+def _taken_from_model(raw: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `[model] train` gives to the phases without one, and the file without it: from here on phases have it."""
+    model = raw.get("model")
+    if not isinstance(model, dict) or model.get("train") is None:
+        return None, raw
+    if all(isinstance(phase, dict) and phase.get("train") is not None for phase in raw["phase"]):
+        raise ValueError("model.train has no meaning where every phase has a train of its own: remove one of them.")
+    default = model["train"]
+    if not isinstance(default, str | tuple):
+        return default, raw
+    return default, raw | {"model": {name: value for name, value in model.items() if name != "train"}}

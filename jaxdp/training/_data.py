@@ -53,12 +53,57 @@ def load_dataset(config: Config) -> Dataset:
             held_out = data.split(held_out, section.held_out_limit, LIMIT_SEED)[1]
         if len(held_out) == 0:
             raise ValueError("held_out leaves no rows for evaluation: give a larger share.")
-        tokenizer = models.Tokenizer(model_directory(config))
-        tokenised = [data.tokenise(part, tokenizer, section.max_length) for part in (train, held_out)]
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"data: {error}") from error
+    path = model_directory(config)
+    tokenizer = load_tokenizer(path, _sizes(path)[0])
+    try:
+        tokenised = [data.tokenise(part, tokenizer, section.max_length) for part in (train, held_out)]
+    except ValueError as error:
+        raise UserError(f"data.max_length or model.path: {error}") from error
     both = "".join(map(data.fingerprint, tokenised))
     return Dataset(tokenised[0], tokenised[1], hashlib.sha256(both.encode()).hexdigest())
+
+
+def load_tokenizer(path: Path, rows: int) -> models.Tokenizer:
+    """The tokenizer of a model whose embedding table has so many rows."""
+    try:
+        tokenizer = models.Tokenizer(path)
+        tokenizer.check_fits(rows)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.path: {error}") from error
+    return tokenizer
+
+
+def is_decoder(path: Path) -> bool:
+    """Whether a GGUF file or a Hugging Face directory holds a Llama-family decoder."""
+    if path.is_file():
+        return path.suffix == ".gguf"
+    try:
+        return models.read_config(path).get("model_type") == "llama"
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def check_length(config: Config, path: Path) -> None:
+    """Refuse texts longer than the model's positions, whether or not any text is: the texts are private."""
+    longest = _sizes(path)[1]
+    if config.data.max_length > longest:
+        raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
+
+
+def _sizes(path: Path) -> tuple[int, int]:
+    """Rows of the embedding table and longest text of a model for texts, without its weights."""
+    try:
+        if path.is_file():
+            return models.gguf_sizes(path)
+        if is_decoder(path):
+            decoder = models.LlamaConfig.from_directory(path)
+            return decoder.vocab_size, decoder.max_position_embeddings
+        encoder = models.BertConfig.from_directory(path)
+        return encoder.vocab_size, encoder.max_length
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.path: {error}") from error
 
 
 def count_texts(config: Config) -> int:

@@ -1,7 +1,6 @@
 """The task of text classification by a pretrained decoder with a head on it."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,11 @@ from jaxdp import data, models
 from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
-from jaxdp.training._data import Dataset, load_dataset
+from jaxdp.training._data import Dataset, load_dataset, load_tokenizer
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores, class_sums
 
 _EVALUATION_TOKENS = 1 << 13
 # Enough for a mean; they are encoded at every start.
@@ -38,6 +37,11 @@ class DecoderClassification(Task):
     model: SplitModel
     dataset: Dataset
     tokenizer: models.Tokenizer
+
+    @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.dataset.train.label_names
 
     @property
     def num_train(self) -> int:
@@ -84,17 +88,16 @@ class DecoderClassification(Task):
             held_out = list(batches(examples[1], examples[1].mask, _EVALUATION_TOKENS))
 
         @jax.jit
-        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array, Array]:
             logits = jax.vmap(lambda example: self._logits(params, example))(examples)
             losses = jax.vmap(models.cross_entropy)(logits, examples.label)
-            correct = jnp.argmax(logits, axis=-1) == examples.label
-            return jnp.sum(correct & real), jnp.sum(jnp.where(real, losses, jnp.zeros_like(losses)))
+            return class_sums(logits, examples.label, losses, real)
 
         return Prepared(
             train,
             held_out,
             lambda params, example: models.cross_entropy(self._logits(params, example), example.label),
-            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
+            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out]),
         )
 
     def _logits(self, params: Params, example: Example) -> Array:
@@ -123,29 +126,13 @@ class DecoderClassification(Task):
         self.tokenizer.save(directory)
 
 
-def is_decoder(path: Path) -> bool:
-    """Whether a GGUF file or a Hugging Face directory holds a Llama-family decoder."""
-    if path.is_file():
-        return path.suffix == ".gguf"
-    config = path / "config.json"
-    if not config.is_file():
-        return False
-    try:
-        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "llama"
-    except ValueError:
-        return False
-
-
 def load_decoder_classification(config: Config, path: Path) -> DecoderClassification:
     """The decoder that `[model]` names with a new head on it, and the texts that `[data]` names."""
-    dataset = load_dataset(config)
     if config.model.dropout:
         raise UserError("model.dropout is given, but decoders have none: remove it.")
+    dataset = load_dataset(config)
     decoder = load_decoder(config, path)
-    longest = decoder.config.max_position_embeddings
-    if config.data.max_length > longest:
-        raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
-    tokenizer = models.Tokenizer(path)
+    tokenizer = load_tokenizer(path, decoder.config.vocab_size)
     center = None if config.model.center is None else _public_mean(config, decoder, tokenizer)
     model = new_classifier(config, decoder, dataset.train.label_names, center)
     return DecoderClassification(SplitModel.of(with_adapters(model, config), path), dataset, tokenizer)

@@ -1,6 +1,7 @@
 """The task of image classification by a network that is trained from scratch, or a pretrained vision transformer."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import LIMIT_SEED, model_directory
 from jaxdp.training._errors import UserError
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores
+from jaxdp.training._task import Prepared, Progress, Task, accuracy_scores, class_sums
 
 _EVALUATION_BATCH = 1000
+_MOST_PARAMETERS = 200_000_000
 # Public: a new network begins with values that everybody may know.
 _INITIAL_SEED = 0
 
@@ -35,6 +37,11 @@ class ImageClassification(Task):
     model: SplitModel
     train: data.LabelledImages
     held_out: data.LabelledImages
+
+    @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.train.label_names
 
     @property
     def num_train(self) -> int:
@@ -66,18 +73,17 @@ class ImageClassification(Task):
         held_out = list(_batches(self.held_out))
 
         @jax.jit
-        def score(params: Params, examples: models.ImageExample, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: models.ImageExample, real: Array) -> tuple[Array, Array, Array]:
             logits = jax.vmap(lambda image: self._logits(params, image))(examples.image)
             losses = jax.vmap(models.cross_entropy)(logits, examples.label)
-            correct = jnp.argmax(logits, axis=-1) == examples.label
-            return jnp.sum(correct & real), jnp.sum(jnp.where(real, losses, 0.0))
+            return class_sums(logits, examples.label, losses, real)
 
         train = models.ImageExample(jnp.asarray(self.train.images), jnp.asarray(self.train.labels))
         return Prepared(
             train,
             held_out,
             self._loss,
-            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out], self.num_held_out),
+            lambda params, held_out: accuracy_scores([score(params, *batch) for batch in held_out]),
         )
 
     def _loss(self, params: Params, example: models.ImageExample) -> Array:
@@ -99,10 +105,20 @@ def load_image_classification(config: Config) -> ImageClassification:
     if limit is not None and limit < len(held_out):
         held_out = held_out.take(_chosen(len(held_out), limit))
     try:
-        network = new_network(config, train.images.shape[1:], len(train.label_names))
+        build = lambda: new_network(config, train.images.shape[1:], len(train.label_names))
+        if config.model.path in ("convnet", "vit"):
+            _check_size(nnx.eval_shape(build))
+        network = build()
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"model or network: {error}") from error
     return ImageClassification(SplitModel.of(network, None), train, held_out)
+
+
+def _check_size(network: nnx.Module) -> None:
+    """Refuse a new network of more values than a machine holds, before any is drawn."""
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(network, nnx.Param)))
+    if count > _MOST_PARAMETERS:
+        raise UserError(f"network describes {count:,} parameters: make it smaller, {_MOST_PARAMETERS:,} at most.")
 
 
 def load_images(config: Config) -> tuple[data.LabelledImages, data.LabelledImages]:

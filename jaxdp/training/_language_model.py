@@ -13,11 +13,12 @@ from jaxdp import data, models, sampling
 from jaxdp._shown import of_shapes
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training._data import load_tokenizer
 from jaxdp.training._decoder import batches, check_cached, load_decoder, stored_hidden, with_adapters
 from jaxdp.training._errors import UserError
 from jaxdp.training._records import load_records, tokenised
 from jaxdp.training._split_model import Params, SplitModel
-from jaxdp.training._task import Prepared, Progress, Sample, Task, perplexity_scores
+from jaxdp.training._task import Prepared, Progress, Sample, Task, perplexity_scores, record_sums
 
 # Logits are as wide as the vocabulary: few tokens at a time.
 _EVALUATION_TOKENS = 1024
@@ -86,10 +87,10 @@ class LanguageModel(Task):
         held_out = list(batches(kept, kept.mask, _EVALUATION_TOKENS))
 
         @jax.jit
-        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array]:
+        def score(params: Params, examples: Example, real: Array) -> tuple[Array, Array, Array]:
             losses = jax.vmap(lambda example: self._loss(params, example))(examples)
             tokens = jnp.where(real, jnp.sum(examples.mask, axis=1) - 1, 0)
-            return jnp.sum(tokens), jnp.sum(losses * tokens.astype(losses.dtype))
+            return record_sums(losses, tokens)
 
         return Prepared(
             train,
@@ -145,12 +146,6 @@ class LanguageModel(Task):
 def load_language_model(config: Config, path: Path) -> LanguageModel:
     """The decoder that `[model]` names and the records that `[data]` names."""
     decoder = with_adapters(load_decoder(config, path), config)
-    longest = decoder.config.max_position_embeddings
-    if config.data.max_length > longest:
-        raise UserError(f"data.max_length is {config.data.max_length}, but the model takes {longest} tokens at most.")
-    try:
-        tokenizer = models.Tokenizer(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"model.path: {error}") from error
+    tokenizer = load_tokenizer(path, decoder.config.vocab_size)
     train, held_out = (tokenised(config, part, tokenizer) for part in load_records(config))
     return LanguageModel(config, SplitModel.of(decoder, path), train, held_out, tokenizer)

@@ -19,6 +19,7 @@ from jaxdp.training._checkpoint import Checkpoints, state_checksums
 from jaxdp.training._checksums import digest, digest_of_data
 from jaxdp.training._clipping import threshold_metrics
 from jaxdp.training._console import Display
+from jaxdp.training._errors import UserError
 from jaxdp.training._journal import Journal
 from jaxdp.training._mesh import Layout
 from jaxdp.training._metrics import MetricsLog
@@ -165,6 +166,8 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     unproven = True
     if done == 0 and job.task.scored_at_first and not job.log.has(0):
         _evaluate(job, phase, state, frozen, data)
+    if done == 0:
+        _check_start(data.evaluate(frozen | state.params, data.held_out[:1]))
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         job.journal.claim(done + 1, job.total, took)
@@ -200,6 +203,15 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
     return state
 
 
+def _check_start(scores: dict[str, Any]) -> None:
+    """Refuse to spend budget on a model whose loss on held-out examples is no number before the first step."""
+    if not math.isfinite(scores["held_out_loss"]):
+        raise UserError(
+            "model.path gives a held-out loss that is not finite before the first step, so nothing was spent: load "
+            "another checkpoint."
+        )
+
+
 def in_random_order(examples: Any, key: jax.Array) -> Any:
     """The examples in an order that only the root key tells: what rounding may reveal then is bounded by two places."""
     count = len(jax.tree.leaves(examples)[0])
@@ -212,6 +224,7 @@ def _evaluate(job: Job, phase: PhasePlan, state: TrainState, frozen: Params, dat
     done = int(state.step)
     epsilon, metric = job.plan.epsilon_after(done), job.task.metric
     scores = data.evaluate(frozen | state.params, data.held_out)
+    job.log.write_details({"step": done, "classes": list(job.task.label_names), **scores.pop("details", {})})
     spent = epsilon if math.isfinite(epsilon) else None
     job.log.write(
         {"step": done, "phase": phase.config.name, "epsilon": spent, **scores}
@@ -264,4 +277,4 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
 
 
 def _meta(job: Job, index: int) -> dict[str, Any]:
-    return {"phase": index, "seconds": job.seconds, "log": job.log.lines}
+    return {"phase": index, "seconds": job.seconds, "log": job.log.lines, "details": job.log.details}

@@ -7,6 +7,10 @@ from typing import Any
 
 from jaxdp._files import write_text
 from jaxdp.training._errors import UserError
+from jaxdp.training._sealed import is_intact, sealed
+
+# Beside the log: only the last evaluation has any.
+DETAILS = "held_out.json"
 
 
 class MetricsLog:
@@ -17,17 +21,28 @@ class MetricsLog:
       after_step: lines of later steps are dropped first; those steps are about to be run again.
       lines: what it begins with, as a checkpoint kept it; if not given, what is in the file.
       sums: a file for a checksum of each line.
+      details: of the last evaluation, as a checkpoint kept them.
     """
 
     def __init__(
-        self, path: Path, after_step: int = 0, lines: list[dict[str, Any]] | None = None, sums: Path | None = None
+        self,
+        path: Path,
+        after_step: int = 0,
+        lines: list[dict[str, Any]] | None = None,
+        sums: Path | None = None,
+        details: dict[str, Any] | None = None,
     ):
+        self._path = path
         found = read_metrics(path) if lines is None else lines
         self.lines = [line for line in found if line["step"] <= after_step]
         texts = [json.dumps(line) for line in self.lines]
         files = {path: texts} | ({} if sums is None else {sums: [_sum(text) for text in texts]})
         for file, content in files.items():
             write_text(file, "".join(f"{text}\n" for text in content))
+        self.details = None
+        path.with_name(DETAILS).unlink(missing_ok=True)
+        if details is not None:
+            self.write_details(details)
         self._file = path.open("a", encoding="utf-8")
         self._sums = None if sums is None else sums.open("a", encoding="utf-8")
 
@@ -43,6 +58,11 @@ class MetricsLog:
             if file is not None:
                 file.write(content + "\n")
                 file.flush()
+
+    def write_details(self, details: dict[str, Any]) -> None:
+        """What the report shows of the last evaluation, in a file of its own, whole or not at all."""
+        self.details = details
+        write_text(self._path.with_name(DETAILS), json.dumps(sealed(details)) + "\n")
 
     def close(self) -> None:
         """Close the files."""
@@ -82,6 +102,24 @@ def read_metrics(path: Path, sums: Path | None = None) -> list[dict[str, Any]]:
             raise UserError(_damaged(path, number))
         lines.append(line)
     return lines
+
+
+def read_details(metrics: Path, step: int) -> dict[str, Any]:
+    """What was noted of the evaluation after a step beside its line; nothing if it was that of another one.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = metrics.with_name(DETAILS)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not is_intact(found):
+        raise UserError(_damaged(path, 0))
+    return found if found["step"] == step else {}
 
 
 def _damaged(path: Path, number: int) -> str:

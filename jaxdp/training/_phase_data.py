@@ -18,7 +18,7 @@ from jaxdp.training._data import Dataset
 from jaxdp.training._errors import UserError
 from jaxdp.training._features import batch_size, by_length, frozen_outputs
 from jaxdp.training._split_model import Params
-from jaxdp.training._task import accuracy_scores
+from jaxdp.training._task import accuracy_scores, class_sums
 
 _EVALUATION_BATCH = 256
 
@@ -87,20 +87,17 @@ def _first_layer(classifier: Classifier, phase: PhaseConfig, field: str) -> int:
     return start
 
 
-def make_evaluation(classifier: Classifier, start: int) -> Callable[[Params, PhaseData], dict[str, float]]:
+def make_evaluation(classifier: Classifier, start: int) -> Callable[[Params, PhaseData], dict[str, Any]]:
     """A function that gives accuracy and mean loss on the held-out examples."""
 
     @jax.jit
-    def batch(params: Params, examples: Example, real: Array) -> tuple[Array, Array]:
+    def batch(params: Params, examples: Example, real: Array) -> tuple[Array, Array, Array]:
         logits = jax.vmap(lambda example: classifier.logits(params, example, start))(examples)
         loss = jax.vmap(models.cross_entropy)(logits, examples.label)
-        correct = jnp.argmax(logits, axis=-1) == examples.label
-        return jnp.sum(correct & real), jnp.sum(jnp.where(real, loss, 0.0))
+        return class_sums(logits, examples.label, loss, real)
 
-    def evaluate(params: Params, phase_data: PhaseData) -> dict[str, float]:
-        count = sum(int(real.sum()) for _, real in phase_data.held_out)
-        sums = [batch(params, examples, real) for examples, real in phase_data.held_out]
-        return accuracy_scores(sums, count)
+    def evaluate(params: Params, phase_data: PhaseData) -> dict[str, Any]:
+        return accuracy_scores([batch(params, examples, real) for examples, real in phase_data.held_out])
 
     return evaluate
 

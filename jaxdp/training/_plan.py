@@ -12,6 +12,7 @@ import dp_accounting
 from jaxdp import accounting, sampling
 from jaxdp.training._clipping import clip_spec, counted_groups, noise_on_the_sum
 from jaxdp.training._config import Config
+from jaxdp.training._config_meaning import named
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._errors import UserError
 from jaxdp.training._mesh import mesh_of, sharded_sampler
@@ -242,9 +243,20 @@ def _sampler(config: Config, number: int, num_examples: int) -> Sampler:
                 f"{name}.batch_size is {phase.batch_size:g} with {num_examples} training examples, a sampling "
                 f'probability above 1: make it smaller, or "full".'
             )
-        sampler = sampling.PoissonSampling.from_expected_batch_size(
-            num_examples, phase.batch_size, phase.padded_batch_size
-        )
+        room = -(-(num_examples + 1) // 8) * 8
+        if phase.padded_batch_size is not None and phase.padded_batch_size > room:
+            raise UserError(
+                f"{name}.padded_batch_size is {phase.padded_batch_size:,}, and no batch of {num_examples:,} training "
+                f"examples needs so much room: make it at most {room:,}, or remove it."
+            )
+        try:
+            sampler = sampling.PoissonSampling.from_expected_batch_size(
+                num_examples, phase.batch_size, phase.padded_batch_size
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{name}.batch_size is {phase.batch_size:g} with {num_examples:,} training examples: {error}"
+            ) from error
         sampler = sampler if mesh is None else sharded_sampler(sampler, mesh, phase, name)
     size = sampler.padded_batch_size
     if phase.microbatch_size is not None and phase.microbatch_size > size:
@@ -264,6 +276,10 @@ def _warnings(config: Config, num_examples: int) -> tuple[str, ...]:
             f"privacy.delta is {config.privacy.delta:g}, not below 1/n = {1 / num_examples:.2g}: that permits "
             "publishing one example outright, so make it smaller."
         )
+    found += named(config)
+    weighted = len(config.phase) == 1 and config.phase[0].noise_weight != 1
+    if weighted and config.privacy.epsilon is not None:
+        found.append("phase.1.noise_weight has no meaning with one phase and privacy.epsilon, which sets the noise.")
     if config.log.private_metrics:
         found.append("log.private_metrics is true: metrics.jsonl will hold values outside the guarantee.")
     return tuple(found)

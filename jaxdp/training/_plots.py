@@ -12,6 +12,9 @@ from matplotlib.axes import Axes
 
 from jaxdp.training._task import Metric
 
+# What tells our own plots from other pictures.
+_MARK = {"Software": "jaxdp"}
+
 _BLUE, _RED, _GREY = "#1f5fa8", "#b3331f", "#777777"
 
 
@@ -22,6 +25,7 @@ def plot_epsilon(
     delta: float,
     target: float | None,
     ends: Sequence[tuple[str, int]],
+    reached: int | None = None,
 ) -> None:
     """Epsilon over steps.
 
@@ -31,10 +35,14 @@ def plot_epsilon(
       delta: of the guarantee.
       target: the budget, drawn as a line.
       ends: name and last step of each phase.
+      reached: the step that an unfinished run has come to, drawn as a line.
     """
     figure, axes = _figure()
     steps, spent = zip(*curve, strict=True)
-    axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", label="spent")
+    # Between two points at most what the next one says is spent: a straight line would lie below that.
+    axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", drawstyle="steps-pre", label="spent at most")
+    if reached is not None:
+        axes.axvline(reached, color=_GREY, linestyle="--", linewidth=1.2, label=f"reached: step {reached}")
     if target is not None:
         axes.axhline(target, color=_RED, linestyle="--", linewidth=1.2, label=f"target epsilon {target:g}")
     axes.set_ylim(0, max(*spent, target or 0.0) * 1.15)
@@ -62,11 +70,15 @@ def plot_scores(
             f"{values[-1]:.1f} %" if metric.percent else f"{values[-1]:.1f}",
             (steps[-1], values[-1]),
             textcoords="offset points",
-            xytext=(-4, 8),
+            # Below the curve where there is no room above it.
+            xytext=(-4, -14 if metric.percent and values[-1] > 95 else 8),
             ha="right",
             color=_BLUE,
         )
     axes.margins(y=0.2)
+    if metric.percent:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(0.0, low), min(100.0, high))
     unit = " (%)" if metric.percent else ""
     _finish(figure, axes, f"Learning curve ({guarantee})", f"{metric.words}{unit}", ends, path)
 
@@ -126,7 +138,7 @@ def plot_spectrum(lines: Sequence[dict[str, Any]], path: Path) -> None:
     # After the last curve: it ends the automatic scaling of all of them.
     all_axes[0][0].set_ylim(bottom=0)
     all_axes[0][0].legend(loc="best", frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format="png", metadata=_MARK)
     plt.close(figure)
 
 
@@ -168,5 +180,12 @@ def _finish(
     axes.spines[["top", "right"]].set_visible(False)
     if legend:
         axes.legend(loc="best", frameon=False)
-    figure.savefig(path)
+    figure.savefig(path, format="png", metadata=_MARK)
     plt.close(figure)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a plot that was drawn here, which may be drawn again."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    return begin.startswith(b"\x89PNG") and b"Software\0jaxdp" in begin

@@ -14,13 +14,16 @@ from jaxdp.training._console import epsilon_text
 from jaxdp.training._errors import UserError
 from jaxdp.training._failures import in_one_sentence
 from jaxdp.training._manifest import check_files, read_manifest
-from jaxdp.training._metrics import read_metrics
+from jaxdp.training._metrics import read_details, read_metrics
 from jaxdp.training._plan import Plan, plan_from_saved
 from jaxdp.training._plots import plot_denoising, plot_epsilon, plot_scores, plot_spectrum
 from jaxdp.training._results import check_results
 from jaxdp.training._run_directory import RunDirectory
 from jaxdp.training._sealed import read_json, read_text
 from jaxdp.training._task import METRICS, Metric
+
+# A wider table than this cannot be read.
+_WIDEST_MATRIX = 20
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -63,21 +66,24 @@ def _write(run: RunDirectory, result: dict[str, Any] | None, spectrum: bool) -> 
     metric = METRICS[config.task.kind]
     scores = [line for line in lines if metric.name in line]
     ends = [(phase.config.name, phase.last_step) for phase in plan.phases]
+    reached = None if result is not None else _reached(run, lines)
     images = []
     if scores:
         images.append(("Learning curve", run.path / "learning_curve.png"))
-        plot_scores(scores, images[-1][1], metric, ends=ends, guarantee=_guarantee(plan))
+        plot_scores(scores, images[-1][1], metric, ends=ends, guarantee=_guarantee(plan, reached))
     if config.privacy.enabled:
         images.append(("Privacy spent", run.path / "epsilon.png"))
         target = config.privacy.epsilon
-        plot_epsilon(plan.curve, images[-1][1], delta=config.privacy.delta, target=target, ends=ends)
+        plot_epsilon(plan.curve, images[-1][1], delta=config.privacy.delta, target=target, ends=ends, reached=reached)
     if denoised := [line for line in lines if "denoise" in line]:
         images.append(("Denoising", run.path / "denoise.png"))
         plot_denoising(denoised, images[-1][1], ends=ends)
     if spectrum:
         images.append(("Singular values", run.path / "spectrum.png"))
         plot_spectrum(_with_spectrum(run, config, lines), images[-1][1])
-    sections = _Sections(run, config, plan, seeded, result, scores, lines)
+    details = read_details(run.metrics, scores[-1]["step"]) if scores else {}
+    scores = [*scores[:-1], scores[-1] | details] if scores else []
+    sections = _Sections(run, config, plan, seeded, result, scores, lines, reached)
     write_text(run.path / "report.md", sections.markdown(images))
     write_text(run.path / "report.html", sections.html(images))
     return [path for _, path in images] + [run.path / "report.md", run.path / "report.html"]
@@ -122,10 +128,20 @@ def _with_spectrum(run: RunDirectory, config: Config, lines: list[dict[str, Any]
     raise UserError(f"{run.path} has no singular values, as {what} (or none was evaluated so far).")
 
 
-def _guarantee(plan: Plan) -> str:
+def _reached(run: RunDirectory, lines: list[dict[str, Any]]) -> int:
+    """The last step that anything was kept of: a line of the log, or a checkpoint."""
+    saved = run.saved.iterdir() if run.saved.is_dir() else ()
+    return max([0, *(line["step"] for line in lines), *(int(path.name) for path in saved if path.name.isdigit())])
+
+
+def _guarantee(plan: Plan, reached: int | None) -> str:
+    """What was spent: of an unfinished run at the step that it has reached, not what is planned."""
     if math.isinf(plan.epsilon):
         return "NO privacy guarantee"
-    return f"epsilon {epsilon_text(plan.epsilon)}, delta {plan.config.privacy.delta:g}"
+    if reached is None or reached >= plan.phases[-1].last_step:
+        return f"epsilon {epsilon_text(plan.epsilon)}, delta {plan.config.privacy.delta:g}"
+    spent = epsilon_text(plan.epsilon_after(reached))
+    return f"epsilon {spent} spent up to step {reached}, delta {plan.config.privacy.delta:g}"
 
 
 class _Sections:
@@ -140,6 +156,7 @@ class _Sections:
         result: dict[str, Any] | None,
         scores: list[dict[str, Any]],
         lines: list[dict[str, Any]],
+        reached: int | None,
     ):
         self.title = f"Report: {run.path.name}"
         self.statement = read_text(run.statement_text)
@@ -150,11 +167,13 @@ class _Sections:
                 "The seed was chosen with --seed: the guarantee holds only against those who do not know it."
             )
         if result is None:
-            done = max((line["step"] for line in lines), default=0)
             self.warnings.append(
-                f"This run is not finished (seen up to step {done} of {config.total_steps}): `jaxdp resume {run.path}`."
+                f"This run is not finished (seen up to step {reached} of {config.total_steps}): `jaxdp resume "
+                f"{run.path}`."
             )
-        self.rows = _rows(plan, scores, result, METRICS[config.task.kind])
+        self.rows = _rows(plan, scores, result, METRICS[config.task.kind], reached)
+        last = scores[-1] if scores else {}
+        self.classes = class_tables(last.get("confusion", []), last.get("classes", []))
         self.samples = _read_samples(run)
         private = [line["private"] for line in lines if "private" in line]
         self.private = _private_rows(private)
@@ -165,6 +184,10 @@ class _Sections:
         parts += ["## Results", "", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in self.rows), ""]
         for name, path in images:
             parts += [f"![{name}]({path.name})", ""]
+        for name, rows in self.classes:
+            head, *body = [[_cell(text) for text in row] for row in rows]
+            lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body)]
+            parts += [f"## {name}", "", *lines, ""]
         if self.samples:
             parts += ["## Samples", ""]
             for sample in self.samples:
@@ -188,6 +211,9 @@ class _Sections:
         for name, path in images:
             content = base64.b64encode(path.read_bytes()).decode()
             parts.append(f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{content}"></p>')
+        for name, (head, *body) in self.classes:
+            parts += [f"<h2>{html.escape(name)}</h2>", "<table>", _html_row(head, "th"), *(_html_row(r) for r in body)]
+            parts += ["</table>"]
         if self.samples:
             parts += ["<h2>Samples</h2>"]
             parts += [table([(name, _one_line(text)) for name, text in _shown(s)]) + "<br>" for s in self.samples]
@@ -197,6 +223,35 @@ class _Sections:
         parts += ["<h2>Configuration</h2>", f"<pre>{html.escape(self.config)}</pre>"]
         head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
         return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _html_row(cells: list[str], tag: str = "td") -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in cells) + "</tr>"
+
+
+def _cell(text: str) -> str:
+    """A text that cannot end a cell or a line of a Markdown table."""
+    return _one_line(text).replace("|", "/")
+
+
+def class_tables(confusion: list[list[int]], names: list[str]) -> list[tuple[str, list[list[str]]]]:
+    """Per-class scores and the confusion matrix, of the held-out examples; nothing where there are no classes."""
+    if not confusion or len(names) != len(confusion):
+        return []
+    columns = [sum(column) for column in zip(*confusion, strict=True)]
+    scores = [["class", "examples", "found (recall)", "right when said (precision)"]]
+    for index, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        scores.append([name, f"{sum(row):,}", _share(row[index], sum(row)), _share(row[index], columns[index])])
+    found = [("Classes, on the held-out examples", scores)]
+    if len(names) <= _WIDEST_MATRIX:
+        matrix = [["true class, and what was said", *names]]
+        matrix += [[name, *(f"{count:,}" for count in row)] for name, row in zip(names, confusion, strict=True)]
+        found.append(("Confusion matrix", matrix))
+    return found
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.4f}" if whole else "none"
 
 
 def _shown(sample: dict[str, str]) -> list[tuple[str, str]]:
@@ -211,21 +266,34 @@ def _one_line(text: str) -> str:
 
 
 def _rows(
-    plan: Plan, scores: list[dict[str, Any]], result: dict[str, Any] | None, metric: Metric
+    plan: Plan,
+    scores: list[dict[str, Any]],
+    result: dict[str, Any] | None,
+    metric: Metric,
+    reached: int | None,
 ) -> list[tuple[str, str]]:
     rows = []
     if scores:
         last = scores[-1]
         if scores[0]["step"] == 0:
             rows.append((f"{metric.words} before training", metric.number(scores[0][metric.name])))
-        rows.append((metric.words, f"{metric.number(last[metric.name])} after step {last['step']}"))
-        rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats"))
+        errors = [f" (standard error {error:.2g})" for error in last.get("standard_errors", [])] or ["", ""]
+        rows.append((metric.words, f"{metric.number(last[metric.name])}{errors[0]} after step {last['step']}"))
+        if confusion := last.get("confusion"):
+            sizes = [sum(row) for row in confusion]
+            most = max(range(len(sizes)), key=sizes.__getitem__)
+            named = "".join(f' "{name}"' for name in last.get("classes", [])[most : most + 1])
+            text = f"{_share(sizes[most], sum(sizes))}, by always saying the most frequent class{named}"
+            rows.append(("majority baseline", text))
+        rows.append(("held-out loss", f"{last['held_out_loss']:.4f} nats{errors[1]}"))
         if "clipping_norm" in last:
             rows.append(("adaptive clipping norm", f"{last['clipping_norm']:g} after step {last['step']}"))
     if result is not None:
         rows.append(("held-out examples", f"{result['held_out_examples']:,} (outside the guarantee)"))
     rows.append(("training examples", f"{plan.num_examples:,}"))
-    rows.append(("guarantee", _guarantee(plan)))
+    rows.append(("guarantee", _guarantee(plan, reached)))
+    if reached is not None and math.isfinite(plan.epsilon):
+        rows.append(("planned", _guarantee(plan, None)))
     for phase in plan.phases:
         noise = "" if phase.noise_multiplier is None else f", noise multiplier {phase.noise_multiplier:.4g}"
         if noise and plan.config.clipping.adaptive:

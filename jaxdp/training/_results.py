@@ -28,7 +28,7 @@ def damaged_results(run: RunDirectory, sums: dict[str, str], but: Path | None = 
 
 def sums_of_results(run: RunDirectory) -> dict[str, str]:
     """SHA-256 of what was made of the last state."""
-    files = [run.metrics, run.samples, *sorted(run.model.rglob("*"))]
+    files = [run.metrics, run.details, run.samples, *sorted(run.model.rglob("*"))]
     return {path.relative_to(run.path).as_posix(): _sum(path) or "" for path in files if path.is_file()}
 
 

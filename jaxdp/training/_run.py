@@ -186,7 +186,7 @@ def _go_on(
         check_mesh(run, config, journal, step)
         journal.go_on(step, _layout(config))
         job.seconds.update(meta["seconds"])
-        job.log = MetricsLog(run.metrics, step, meta["log"], run.metrics_sums)
+        job.log = MetricsLog(run.metrics, step, meta["log"], run.metrics_sums, meta["details"])
     except BaseException:
         checkpoints.close()
         raise
@@ -207,7 +207,7 @@ def _newest_state(run: RunDirectory, job: Job) -> tuple[TrainState, dict[str, An
                 f"warning: the checkpoint of step {step} is damaged ({error}) and was set aside as {aside}: the steps "
                 "since the one before it are made again."
             )
-    return initial_state(job, read_key(run)), {"phase": 0, "seconds": {}, "log": []}
+    return initial_state(job, read_key(run)), {"phase": 0, "seconds": {}, "log": [], "details": None}
 
 
 def _finish(run: RunDirectory, job: Job, state: TrainState, index: int) -> Path:

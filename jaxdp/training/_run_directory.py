@@ -32,6 +32,7 @@ class RunDirectory:
         self.statement_json = path / "statement.json"
         self.statement_text = path / "statement.txt"
         self.metrics = path / "metrics.jsonl"
+        self.details = path / "held_out.json"
         self.result = path / "result.json"
         self.samples = path / "samples.json"
         self.plan = path / "plan.json"

@@ -9,9 +9,9 @@ from jaxdp import models
 from jaxdp.training._classifier import encoder_pooling
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
-from jaxdp.training._data import model_directory
+from jaxdp.training._data import is_decoder, model_directory
 from jaxdp.training._decoder import load_decoder, with_adapters
-from jaxdp.training._decoder_classification import is_decoder, new_classifier
+from jaxdp.training._decoder_classification import new_classifier
 from jaxdp.training._errors import UserError
 from jaxdp.training._image_classification import load_images, new_network
 

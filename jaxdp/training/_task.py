@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxtyping import Array
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxdp._shown import of_shapes
 from jaxdp.training._config_phase import PhaseConfig
@@ -48,20 +50,59 @@ METRICS: dict[TaskKind, Metric] = {
 }
 
 
-def accuracy_scores(sums: Sequence[tuple[Any, Any]], count: int) -> dict[str, float]:
-    """Scores of a classifier from (correct, summed losses) of every held-out batch."""
-    return {
-        "held_out_accuracy": sum(int(correct) for correct, _ in sums) / count,
-        "held_out_loss": sum(float(loss) for _, loss in sums) / count,
+# With more classes a table of all against all is no help, and a long line in the log.
+_MOST_CLASSES = 50
+
+
+def class_sums(
+    logits: Float[Array, "n classes"], labels: Int[Array, "n"], losses: Float[Array, "n"], real: Bool[Array, "n"]
+) -> tuple[Int[Array, "classes classes"], Float[Array, ""], Float[Array, ""]]:
+    """Of a batch: how often each class (row) was taken for each (column), and sums of losses and squares."""
+    counts = jnp.zeros((logits.shape[-1],) * 2, jnp.int32)
+    counts = counts.at[labels, jnp.argmax(logits, axis=-1)].add(real.astype(jnp.int32))
+    kept = jnp.where(real, losses, jnp.zeros_like(losses))
+    return counts, jnp.sum(kept), jnp.sum(kept**2)
+
+
+def accuracy_scores(sums: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
+    """Scores of a classifier from the `class_sums` of every held-out batch."""
+    confusion = np.sum([np.asarray(counts) for counts, _, _ in sums], axis=0)
+    count = int(confusion.sum())
+    accuracy = int(np.trace(confusion)) / count
+    loss = sum(float(x) for _, x, _ in sums) / count
+    spread = max(0.0, sum(float(x) for _, _, x in sums) / count - loss**2) if math.isfinite(loss) else 0.0
+    details: dict[str, Any] = {
+        "standard_errors": [math.sqrt(accuracy * (1 - accuracy) / count), math.sqrt(spread / count)]
     }
+    details |= {"confusion": confusion.tolist()} if len(confusion) <= _MOST_CLASSES else {}
+    return {"held_out_accuracy": accuracy, "held_out_loss": loss, "details": details}
 
 
-def perplexity_scores(sums: Sequence[tuple[Any, Any]]) -> dict[str, float]:
-    """Scores of a language model from (tokens predicted, summed losses) of every held-out batch."""
-    tokens = sum(int(tokens) for tokens, _ in sums)
-    loss = sum(float(loss) for _, loss in sums) / max(tokens, 1)
+def record_sums(losses: Float[Array, "n"], tokens: Int[Array, "n"]) -> tuple[Array, Array, Array]:
+    """Of a batch: tokens predicted, summed losses, and the squares and products that a ratio's standard error needs."""
+    counts = tokens.astype(losses.dtype)
+    totals = losses * counts
+    return jnp.sum(tokens), jnp.sum(totals), jnp.stack([jnp.sum(a * b) for a, b in _products(totals, counts)])
+
+
+def _products(totals: Array, counts: Array) -> list[tuple[Array, Array]]:
+    return [(totals, totals), (totals, counts), (counts, counts)]
+
+
+def perplexity_scores(sums: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
+    """Scores of a language model from the `record_sums` of every held-out batch; a record is one draw."""
+    tokens = max(sum(int(tokens) for tokens, _, _ in sums), 1)
+    loss = sum(float(loss) for _, loss, _ in sums) / tokens
+    squares, products, counts = np.sum([np.asarray(x, np.float64) for _, _, x in sums], axis=0)
+    spread = max(0.0, squares - 2 * loss * products + loss**2 * counts) if math.isfinite(loss) else 0.0
+    error = math.sqrt(spread) / tokens
     # A loss this large is a run gone wrong, but its report is still to be written.
-    return {"held_out_perplexity": math.exp(min(loss, 700.0)), "held_out_loss": loss}
+    perplexity = math.exp(min(loss, 700.0))
+    return {
+        "held_out_perplexity": perplexity,
+        "held_out_loss": loss,
+        "details": {"standard_errors": [min(perplexity * error, 1e300), error]},
+    }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +114,8 @@ class Prepared:
       held_out: batches of (held-out examples, which of them are real).
       loss: of one example, from all parameters.
       evaluate: scores from all parameters and those batches; one of them is the task's metric, one is called
-        `held_out_loss`.
+        `held_out_loss`, and `details` is what only the report shows: of the metric and the loss the standard errors,
+        and of a classifier how often each class was taken for each.
     """
 
     __repr__ = of_shapes
@@ -81,7 +123,7 @@ class Prepared:
     train: Any
     held_out: list[tuple[Any, Any]]
     loss: Callable[[Params, Any], Array]
-    evaluate: Callable[[Params, list[tuple[Any, Any]]], dict[str, float]]
+    evaluate: Callable[[Params, list[tuple[Any, Any]]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +175,9 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def data_fingerprint(self) -> str:
         """Changes with any of the data; it identifies private data, so it is never published."""
+
+    label_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of the logits; none where there are no classes."""
 
     scored_at_first = False
     """Whether the untrained model is worth a score: a pretrained one that already does the task."""

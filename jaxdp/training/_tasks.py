@@ -2,8 +2,9 @@
 
 from jaxdp.training._classifier import encoder_pooling, load_classifier
 from jaxdp.training._config import Config
-from jaxdp.training._data import count_texts, load_dataset, model_directory
-from jaxdp.training._decoder_classification import is_decoder, load_decoder_classification
+from jaxdp.training._data import check_length, count_texts, is_decoder, load_dataset, model_directory
+from jaxdp.training._decoder_classification import load_decoder_classification
+from jaxdp.training._effects import check_effects
 from jaxdp.training._image_classification import load_image_classification, load_images
 from jaxdp.training._language_model import load_language_model
 from jaxdp.training._records import load_records
@@ -12,10 +13,17 @@ from jaxdp.training._text_classification import TextClassification
 
 
 def load_task(config: Config) -> Task:
-    """Read the data and the model."""
+    """Read the data and the model, and refuse what does nothing to them."""
+    task = _task(config)
+    check_effects(config, task)
+    return task
+
+
+def _task(config: Config) -> Task:
     if config.task.kind == "image_classification":
         return load_image_classification(config)
     path = model_directory(config)
+    check_length(config, path)
     if config.task.kind == "language_model":
         return load_language_model(config, path)
     if is_decoder(path):

@@ -9,6 +9,7 @@ from jaxdp._shown import of_shapes
 from jaxdp.training._classifier import Classifier
 from jaxdp.training._config_phase import PhaseConfig
 from jaxdp.training._data import Dataset
+from jaxdp.training._errors import UserError
 from jaxdp.training._phase_data import check_phases, make_evaluation, make_phase_data
 from jaxdp.training._split_model import Params
 from jaxdp.training._task import Prepared, Progress, Task
@@ -23,6 +24,11 @@ class TextClassification(Task):
     kind = "text_classification"
     model: Classifier
     dataset: Dataset
+
+    @property
+    def label_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Names of the classes."""
+        return self.dataset.train.label_names
 
     @property
     def num_train(self) -> int:
@@ -42,6 +48,12 @@ class TextClassification(Task):
     def check(self, phases: Sequence[PhaseConfig]) -> None:
         """Refuse phases that do not fit the model."""
         check_phases(self.model, phases)
+        for number, phase in enumerate(phases, 1):
+            if phase.features_dtype != "float32":
+                raise UserError(
+                    f"phase.{number}.features_dtype has no meaning for an encoder, whose outputs are kept in float32: "
+                    "remove it."
+                )
 
     def prepare(self, params: Params, phase: PhaseConfig, field: str, directory: Path, progress: Progress) -> Prepared:
         """Token ids, or the stored outputs of frozen layers."""

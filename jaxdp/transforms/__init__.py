@@ -6,7 +6,7 @@ from jaxdp.transforms._adaptive import AdaptiveClip, AdaptiveClipState, adaptive
 from jaxdp.transforms._block_pruning import prune_blocks
 from jaxdp.transforms._clipped_sum import ClippedSum
 from jaxdp.transforms._clipping import Clip, clip
-from jaxdp.transforms._denoise import RmtDenoiseState, linear_layers, rmt_denoise
+from jaxdp.transforms._denoise import SMALLEST_DENOISED_SIDE, RmtDenoiseState, linear_layers, rmt_denoise
 from jaxdp.transforms._dpsgd import DPSGD, adaptive_dpsgd, dpsgd
 from jaxdp.transforms._grape import GRAPE, GrapeState, grape
 from jaxdp.transforms._noise import GaussianNoiseState, add_gaussian_noise
@@ -18,6 +18,7 @@ from jaxdp.transforms._zeroth_order import ZerothOrderState, zeroth_order
 __all__ = [
     "DPSGD",
     "GRAPE",
+    "SMALLEST_DENOISED_SIDE",
     "AdaptiveClip",
     "AdaptiveClipState",
     "Clip",

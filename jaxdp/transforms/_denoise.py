@@ -30,7 +30,7 @@ Layout = Literal["matrix", "conv", "first_axis"]
 Select = Callable[[str, tuple[int, ...]], Layout | None]
 
 # With fewer singular values than this, edge and threshold are no guide.
-_SMALLEST_SIDE = 8
+SMALLEST_DENOISED_SIDE = 8
 # From here on an eigendecomposition costs more than a few passes of the subspace iteration.
 _GRAM_LIMIT = 256
 
@@ -252,7 +252,7 @@ def _view(path: str, leaf: Any, select: Select, method: Method) -> _View | None:
     split = {"matrix": len(shape) - 2, "conv": 0, "first_axis": 0}[layout]
     rows = {"matrix": len(shape) - 1, "conv": len(shape) - 1, "first_axis": 1}[layout]
     stack, m, n = math.prod(shape[:split]), math.prod(shape[split:rows]), math.prod(shape[rows:])
-    if min(m, n) < _SMALLEST_SIDE or stack == 0:
+    if min(m, n) < SMALLEST_DENOISED_SIDE or stack == 0:
         return None
     if method == "auto":
         method = "gram" if min(m, n) < _GRAM_LIMIT else "subspace"

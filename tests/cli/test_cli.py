@@ -2,14 +2,19 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+import jaxdp
 from jaxdp import accounting, training, transforms
 from jaxdp.cli import main
 from jaxdp.training._config import Config
 from jaxdp.training._config_phase import PhaseConfig
 from tests.training.small import head_only
+
+PLAN = ["budget", "--sampling-probability", "0.01", "--steps", "9"]
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -51,7 +56,7 @@ def test_help_of_each_command_has_an_example(capsys, command):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trian"], "trian is not understood: use one of train, resume, report, budget."),
+        (["trian"], "trian is not understood: did you mean train?"),
         (["resume"], "resume needs RUN, the run's directory: see `jaxdp resume --help`."),
         (["train"], "train needs CONFIG, the TOML file: see `jaxdp train --help`."),
         (["train", "nowhere/a.toml"], "nowhere/a.toml does not exist: give the path of a TOML file."),
@@ -61,14 +66,36 @@ def test_help_of_each_command_has_an_example(capsys, command):
         (["report", "nowhere"], "nowhere holds no run: give the directory that `jaxdp train` made."),
         (["budget"], "give --examples and --batch-size, or --sampling-probability, or --config FILE."),
         (["budget", "--examples", "10", "--batch-size", "20", "--steps", "1"], "--batch-size is 20 with 10 examples"),
-        (["budget", "--sampling-probability", "2"], "--sampling-probability is 2.0: it must be above 0 and at most 1."),
+        (
+            ["budget", "--sampling-probability", "2"],
+            "--sampling-probability is 2.0: it must be less than or equal to 1.",
+        ),
         (["budget", "--sampling-probability", "0.1"], "--steps must be a whole number of at least 1"),
         (["budget", "--sampling-probability", "0.1", "--steps", "9"], "give either --noise-multiplier"),
         (
             ["budget", "--sampling-probability", "0.1", "--steps", "9", "--epsilon", "0"],
-            "budget: target_epsilon must be above 0",
+            "--epsilon is 0.0: it must be greater than 0.",
         ),
         (["budget", "--config", "a.toml", "--steps", "3"], "--config already says what is planned"),
+        ([], "no command is given: use one of train, resume, report, budget"),
+        (["--hepl"], "--hepl is not understood: did you mean --help?"),
+        (["train", "a.toml", "--sede", "3"], "--sede is no option of train: did you mean --seed?"),
+        (["resume", "a", "b"], "b is too much: resume takes 1 argument."),
+        (["budget", "--steps"], "--steps has no value: write --steps VALUE."),
+        ([*PLAN, "--noise-multiplier", "0"], "--noise-multiplier is 0.0: it must be greater than 0."),
+        ([*PLAN, "--noise-multiplier", "-1"], "--noise-multiplier is -1.0: it must be greater than 0."),
+        ([*PLAN, "--noise-multiplier", "nan"], "--noise-multiplier is NaN: it must be finite."),
+        ([*PLAN, "--epsilon", "inf"], "--epsilon is Infinity: it must be finite."),
+        ([*PLAN, "--epsilon", "3", "--delta", "0"], "--delta is 0.0: it must be greater than 0."),
+        ([*PLAN, "--epsilon", "3", "--epochs", "2"], "--steps and --epochs are both given"),
+        ([*PLAN, "--epsilon", "3", "--groups", "2"], "--groups has no meaning without --probes"),
+        ([*PLAN, "--epsilon", "3", "--plot", "a.pdf"], "--plot a.pdf cannot be written: give the path of a PNG file."),
+        ([*PLAN, "--epsilon", "3", "--plot", "nowhere/a.png"], "as nowhere is no directory"),
+        (
+            ["budget", "--examples", "-5", "--batch-size", "2"],
+            "--examples is -5: it must be greater than or equal to 1.",
+        ),
+        (["budget", "--sampling-probability", "1e-12"], "--sampling-probability is 1e-12: it must be greater than"),
         (["budget", "--accountant", "foo"], "invalid choice 'foo' for argument '--accountant'"),
     ],
 )
@@ -138,8 +165,8 @@ def test_the_budget_shows_estimated_norms_beside_exact_ones(capsys, tmp_path):
     spent = [float(value) for value in re.findall(r"(?:exact|shared|own) .*│ +([\d.]+) │", out)]
     assert code == 0 and len(spent) == 3 and spent[0] < spent[2] < spent[1]
     for wrong, sentence in (
-        (["--probes", "4"], "probes must be a whole number of at least 8"),
-        (["--probes", "64", "--groups", "0"], "--groups is 0: it must be at least 1."),
+        (["--probes", "4"], "--probes is 4: it must be greater than or equal to 8."),
+        (["--probes", "64", "--groups", "0"], "--groups is 0: it must be greater than or equal to 1."),
         (["--probes", "64", "--accountant", "rdp"], "infinite at every order"),
     ):
         code, _, error = call(capsys, *numbers, "--noise-multiplier", "0.9", *wrong)
@@ -158,6 +185,51 @@ def test_the_budget_of_numbers_goes_both_ways(capsys, tmp_path):
     assert code == 0 and re.search(r"200 │ +2\.0[01] │", out)
     spent = [float(value) for value in re.findall(r"│ +[\d,]+ │ +([\d.]+) │", out)]
     assert len(spent) == 9 and spent == sorted(spent)
+
+
+def test_a_plot_is_drawn_over_only_if_it_is_one_and_before_anything_is_computed(capsys, tmp_path, monkeypatch):
+    plot = tmp_path / "a.png"
+    arguments = [*PLAN, "--noise-multiplier", "2", "--plot", str(plot)]
+    assert "in place of" not in call(capsys, *arguments)[1]
+    assert "in place of the plot that was there" in call(capsys, *arguments)[1]
+    plot.write_bytes(b"\x89PNG of somebody else")
+    monkeypatch.setattr(accounting, "epsilon_curve", lambda *_: pytest.fail("it was computed"))
+    code, _, error = call(capsys, *arguments)
+    assert code == 2 and "exists and is no plot of this command" in error
+    assert plot.read_bytes() == b"\x89PNG of somebody else"
+
+
+def test_epochs_are_steps(capsys, tmp_path):
+    numbers = ["budget", "--examples", "900", "--batch-size", "90", "--noise-multiplier", "3"]
+    numbers += ["--plot", str(tmp_path / "a.png")]
+    table = lambda *more: [line for line in call(capsys, *numbers, *more)[1].splitlines() if "\u2502" in line]
+    assert table("--epochs", "3") == table("--steps", "30") != table("--epochs", "2.9")
+
+
+def test_help_waits_for_no_model_library():
+    """A fresh process, in which nothing is imported yet."""
+    for arguments in (["--help"], ["train", "--help"], ["--version"]):
+        program = (
+            "import sys\nfrom jaxdp.cli import main\n"
+            f"try: main({arguments})\nexcept SystemExit as stop: assert not stop.code\n"
+            "print('loaded', sorted({'jax', 'numpy', 'flax', 'dp_accounting', 'matplotlib'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert done.stdout.endswith("loaded []\n"), done.stdout
+    done = subprocess.run([sys.executable, "-m", "jaxdp", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"jaxdp {jaxdp.__version__}\n"
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_help_fits_the_terminal_and_states_bounds_and_choices(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out, _ = call(capsys, "train", "--help")
+    body = out.split("[task]")[1].split("In use:")[0]
+    assert max(map(len, body.splitlines())) < columns
+    words = " ".join(out.split())
+    assert "steps*: number of updates; from 1 to 1,000,000,000" in words
+    assert "center: a PUBLIC corpus" in words and 'one of "tweets", "movie_sentences"' in words
+    assert 'only with optimizer = "sgd"' in words
 
 
 def test_train_and_report_from_the_command_line(capsys, table, tiny_model, tmp_path):
