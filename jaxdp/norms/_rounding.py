@@ -16,6 +16,8 @@ from jaxdp._wide import wide_dtype
 # Additions that one term of a matrix product passes through on a CPU, at most: its kernels add up pieces of this
 # length, and the pieces' sums one after the other. (tests/norms/test_rounding.py measures both.)
 _CPU_PIECE, _CPU_SHORTEST_PIECE = 512, 256
+# Of results with a shorter side than this pieces are longer.
+_CPU_SHORT_SIDE, _CPU_LONG_PIECE = 16, 2048
 # Products with fewer entries than this, or of a vector, are one running sum there.
 _CPU_SMALL = 16
 # A TPU's matrix unit adds up so many terms at a time.
@@ -64,7 +66,8 @@ def product_depth(t: int, c: int, p: int) -> int:
     """Additions that one of `t` terms of each of `c` times `p` sums passes through, at most."""
     platform = jax.default_backend()
     if platform == "cpu" and min(c, p) > 1 and c * p >= _CPU_SMALL:
-        return min(t, _CPU_PIECE + -(-t // _CPU_SHORTEST_PIECE))
+        piece = _CPU_PIECE if min(c, p) >= _CPU_SHORT_SIDE else _CPU_LONG_PIECE
+        return min(t, piece + -(-t // _CPU_SHORTEST_PIECE))
     if platform == "tpu":
         return min(t, _TPU_PIECE + -(-t // _TPU_PIECE))
     return t
