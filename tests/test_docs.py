@@ -19,6 +19,7 @@ PACKAGES = [
     "data",
     "interop.jax_privacy",
     "models",
+    "nnx",
     "norms",
     "parallel",
     "per_example",

@@ -195,7 +195,9 @@ def clipped_grad(
         thresholds = jnp.full(len(resolved), jnp.asarray(bound, jnp.float32) / share)
         weight_fn: Callable = _unit_weight(share) if rescale_to_unit_norm else _weight
         total, squares = grads.clipped_sum_and_norms(weight_fn, resolved, thresholds)
-        total = jax.tree.map(lambda x: (x / normalize_by).astype(_sum_dtype(x, dtype)), total)
+        # Whoever adds noise goes by the bound without slack for rounding, so the sum gives way.
+        divisor = normalize_by * (1 + grads.slack().total)
+        total = jax.tree.map(lambda x: (x / divisor).astype(_sum_dtype(x, dtype)), total)
         values, aux = None, None
         if return_values or has_aux:
             values, aux = _forward(loss, params, batch, mask, micro, has_aux)

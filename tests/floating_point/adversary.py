@@ -153,6 +153,8 @@ def contribution(
     return measure
 
 
-def worst(measure: Callable[[dict[str, np.ndarray]], float], kind: Kind, length: int, seeds: int, largest: int) -> float:
+def worst(
+    measure: Callable[[dict[str, np.ndarray]], float], kind: Kind, length: int, seeds: int, largest: int
+) -> float:
     """The largest of many examples."""
     return max(measure(example(kind, s, 4, i % 4)) for i, s in enumerate(sequences(length, seeds, largest)))

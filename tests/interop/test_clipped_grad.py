@@ -16,6 +16,7 @@ from jaxdp.interop.jax_privacy import clipped_grad
 from tests.interop.models import BATCH, PADDING, PARAMS, X, Y, flat, gradients, loss, reference
 
 Neighbors = dp_accounting.NeighboringRelation
+SLACK = 2e-3
 CLIP = 1.5
 
 
@@ -60,8 +61,10 @@ def test_sensitivity_is_reached_and_not_exceeded(groups, rescale, normalize_by):
     assert not nobody.any()
     bound = (1.0 if rescale else CLIP) / normalize_by
     for relation in (Neighbors.ADD_OR_REMOVE_ONE, Neighbors.REPLACE_SPECIAL):
-        np.testing.assert_allclose([np.linalg.norm(out) for out in outs], fn.sensitivity(relation), rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(outs[0] - outs[1]), fn.sensitivity(Neighbors.REPLACE_ONE), rtol=1e-5)
+        # What is missing is left for rounding.
+        norms = np.array([np.linalg.norm(out) for out in outs]) / fn.sensitivity(relation)
+        assert np.all(norms <= 1) and np.all(norms >= 1 - SLACK)
+    assert 1 - SLACK <= np.linalg.norm(outs[0] - outs[1]) / fn.sensitivity(Neighbors.REPLACE_ONE) <= 1
     assert fn.sensitivity() == fn.l2_norm_bound == bound
     assert not fn.has_aux
 

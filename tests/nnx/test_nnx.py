@@ -109,7 +109,7 @@ def test_gradients_of_other_variables_are_refused() -> None:
 def test_a_summed_gradient_is_refused_by_the_chain() -> None:
     model = Net(nnx.Rngs(0))
     optimizer = jaxdp.nnx.Optimizer(model, chain(), wrt=nnx.Param)
-    with pytest.raises((TypeError, ValueError), match="pass jaxdp.per_example_grad"):
+    with pytest.raises((TypeError, ValueError), match=r"pass jaxdp\.per_example_grad"):
         optimizer.update(model, nnx.grad(lambda m: loss(m, X[0]))(model))
 
 

@@ -97,9 +97,7 @@ def test_batches_without_a_common_leading_axis(batch, message):
     ],
 )
 def test_a_column_of_something_else_than_numbers(column, kind):
-    with pytest.raises(
-        TypeError, match=rf"batch\['text'\].* holds {kind}, which JAX cannot compute with: leave it out"
-    ):
+    with pytest.raises(TypeError, match=rf"batch\['text'\].* holds {kind}, which JAX cannot compute with: leave it"):
         norms(batch={**BATCH, "text": column})
 
 
@@ -108,9 +106,7 @@ def test_a_loss_that_was_written_for_batches():
         return jnp.sum(batch["x"] @ p["dense"]["kernel"] + p["dense"]["bias"][None], axis=-1) - batch["y"]
 
     of_one = lambda p, e: losses(p, jax.tree.map(lambda x: x[None], e))
-    with pytest.raises(
-        ValueError, match=r"returns shape \(1,\).*that was written for batches a batch of one: loss\(params"
-    ):
+    with pytest.raises(ValueError, match=r"returns shape \(1,\).*written for batches a batch of one: loss\(params"):
         norms(of_one)
     np.testing.assert_allclose(norms(lambda p, e: of_one(p, e)[0]), norms())
 
