@@ -117,7 +117,7 @@ def read_details(metrics: Path, step: int) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         found = None
-    if found is None or not is_intact(found):
+    if not isinstance(found, dict) or not is_intact(found):
         raise UserError(_damaged(path, 0))
     return found if found["step"] == step else {}
 

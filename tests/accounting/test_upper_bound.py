@@ -336,8 +336,10 @@ def test_extremes_are_calibrated():
     small = calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10**20, **plan)
     assert large > 1e6 > small
     assert epsilon_of(run(1e-3, large, 10**20), 1e-6) <= 3
+    # Where any noise would do, the least that is given.
+    assert calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10, **plan) == pytest.approx(1 / 32)
     with pytest.raises(ValueError, match="which protects nobody"):
-        calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10, **plan)
+        calibrate_noise_multiplier(sampling_probability=1e-3, num_steps=10, **plan | {"target_epsilon": 20_000})
 
     def weighted(noise: float) -> dp_accounting.DpEvent:
         return ComposedDpEvent([run(0.01, noise * 1e308, 100), run(0.01, noise, 100)])

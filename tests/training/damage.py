@@ -52,7 +52,7 @@ def call(capsys, *arguments: str) -> tuple[int, str]:
 
 def results_of(run: Path) -> dict[str, bytes | dict]:
     """What a run is for, without times."""
-    names = ["config.toml", "plan.json", "statement.json", "statement.txt", "metrics.jsonl"]
+    names = ["config.toml", "plan.json", "statement.json", "statement.txt", "metrics.jsonl", "held_out.json"]
     paths = [run / name for name in names] + sorted((run / "model").iterdir())
     found: dict[str, bytes | dict] = {path.name: path.read_bytes() for path in paths}
     result = json.loads((run / "result.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 from jaxdp import _files
 from jaxdp.training import RunDirectory, UserError, default_run_dir, load_config
 from jaxdp.training._failures import in_one_sentence
+from jaxdp.training._metrics import MetricsLog, read_details
 from jaxdp.training._sealed import read_json, read_sealed, write_sealed
 
 
@@ -136,3 +137,20 @@ def test_paths_in_a_file_are_relative_to_it_and_typed_ones_to_where_they_are_typ
     for name in ("data.cache", "data.source", "model.path"):
         with pytest.raises(UserError, match=f"{name} is an empty text: name a file or a directory"):
             load_config(Path("configs/a.toml"), [(name, "")])
+
+
+def test_details_of_an_evaluation_are_those_of_the_checkpoint_or_named_as_damaged(tmp_path):
+    path, file = tmp_path / "metrics.jsonl", tmp_path / "held_out.json"
+    log = MetricsLog(path)
+    log.write_details({"step": 4, "confusion": [[1, 2], [3, 4]]})
+    log.close()
+    kept = log.details
+    assert read_details(path, 4)["confusion"] == [[1, 2], [3, 4]] and read_details(path, 3) == {}
+    for content in (file.read_text().replace("2", "9"), "{", "null", ""):
+        file.write_text(content)
+        with pytest.raises(UserError, match="is damaged: `jaxdp resume"):
+            read_details(path, 4)
+    MetricsLog(path, details=kept).close()
+    assert read_details(path, 4)["confusion"] == [[1, 2], [3, 4]]
+    MetricsLog(path).close()
+    assert read_details(path, 4) == {} and not file.exists()
