@@ -9,6 +9,7 @@ import pytest
 
 import jaxdp
 from jaxdp import norms, transforms
+from jaxdp.per_example._engine import _unless_larger
 from tests.floating_point.adversary import KINDS, contribution, example, sequences, worst
 
 ROUNDED = 1 + 1e-5
@@ -133,3 +134,28 @@ def test_other_examples_rounding_stays_within_the_sensitivity(kind: str) -> None
                 grads = jaxdp.per_example_grad(loss)(params, batch, microbatch_size=micro)
                 bound = clip.update(grads, clip.init(params))[0].sensitivity
             assert np.linalg.norm(sums[0] - sums[1]) <= bound * (1 + 1e-6)
+
+
+def test_terms_that_cancel_too_much_are_clipped_harder() -> None:
+    """What cancels exactly adds nothing, but its terms would round other examples' terms."""
+    kind = KINDS["matmul"]
+    s = np.zeros(LENGTH)
+    s[:3] = [2.0**24, -(2.0**24), 0.5]
+    batch = example(kind, s, 4)
+    grads = jaxdp.per_example_grad(lambda p, ex: kind.loss(p["w"], ex), method="ghost", rules={"params*": "gram"})
+    found = grads({"w": jnp.zeros(kind.shape)}, batch)
+    seen = []
+    weigh = lambda squared: jax.debug.callback(lambda x: seen.append(float(np.max(x))), squared) or 0 * squared
+    found.clipped_sum(weigh)
+    jax.effects_barrier()
+    magnitude = np.sqrt(2.0) * np.sum(np.abs(s))
+    unit = 2.0**-24 * LENGTH * 4
+    # The weight is for a norm of at least the terms' rounding, as a share of what one example may move.
+    assert np.sqrt(max(seen)) >= 0.9 * magnitude * unit / found.slack().per_example
+
+
+def test_what_a_second_pass_finds_larger_is_left_out() -> None:
+    first = jnp.broadcast_to(jnp.array([1.0, 0.0, 1e-12, 1e-12])[None, :, None], (3, 4, 2))
+    second = first.at[1, 0, 1].multiply(1.01).at[2, 3, 0].set(jnp.nan)
+    found = _unless_larger(first, first, second, 2.0**-18)
+    assert jnp.array_equal(jnp.all(jnp.isfinite(found), axis=(1, 2)), jnp.array([True, False, False]))
