@@ -39,7 +39,7 @@ TERMS = 4
 _BLOCKED_ELEMENTS = 1 << 23
 
 # Weights, roots and sums of few certificates are rounded, too.
-_LAST_ROUNDINGS = 1.0 + 2.0**-19
+_LAST_ROUNDINGS = 1.0 + 2.0**-21
 
 
 def certificate(squared: Array, margin: Any, rounding: Any, background: Any) -> Float[Array, "4"]:

@@ -29,6 +29,8 @@ from jaxdp.norms import Accumulation, kappa, meeting_of_arrays, unit
 from jaxdp.per_example._sites import Site
 from jaxdp.per_example._traced import Traced
 
+# What an example is found to bring is rounded up, by less than this.
+_ABOVE = 1 + 2.0**-8
 # Terms may measure so many times more than those of random directions ...
 _ROOM = 8.0
 # ... unless that costs more of the sensitivity than this.
@@ -64,11 +66,13 @@ def slack_of_arrays(batch_size: int, dtypes: Sequence[Any]) -> Slack:
 def _slack(
     found: Sequence[tuple[Accumulation, int]], u: float, batch_size: int, microbatch_size: int, shuffled: bool
 ) -> Slack:
-    needed = max(x.unit * kappa(terms) for x, terms in found)
+    needed = max(x.unit * kappa(terms) for x, terms in found) * _ABOVE
+    # A single term measures what its sum does, and needs no room.
+    several = max((x.unit * kappa(terms) for x, terms in found if terms > 1), default=0.0)
     rows = max(x.rows for x, _ in found)
     in_order = 2 * batch_size
     met = min(4 * rows, in_order) if shuffled else in_order
-    per_example = max(needed, min(_ROOM * needed, _CHEAP / met))
+    per_example = max(needed, min(_ROOM * several, _CHEAP / met))
     pieces = math.ceil(batch_size / microbatch_size)
     depth = lambda x: math.ceil(math.log2(x.links + 1)) if x.tree else x.links
     one_by_one = 2 * u * batch_size * max(depth(x) for x, _ in found)

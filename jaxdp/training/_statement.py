@@ -62,7 +62,8 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         given, released = plan.config.clipping, _released(plan.config, phase)
         mechanism = (
             f"sum of {released} clipped to {_bound(plan, phase)} (rule {given.rule}, "
-            f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise, into "
+            f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise for that norm "
+            f"and for what rounding may add to it, into "
             f"{phase.config.optimizer}{_counts(plan, phase)}"
         )
     full = isinstance(sampler, sampling.FullBatch)

@@ -13,10 +13,21 @@ import pytest
 
 import jaxdp
 from jaxdp.interop.jax_privacy import clipped_grad
-from tests.interop.models import BATCH, PADDING, PARAMS, X, Y, flat, gradients, loss, reference
+from tests.interop.models import (
+    BATCH,
+    PADDING,
+    PARAMS,
+    SLACK,
+    X,
+    Y,
+    assert_equal_but_for_slack,
+    flat,
+    gradients,
+    loss,
+    reference,
+)
 
 Neighbors = dp_accounting.NeighboringRelation
-SLACK = 2e-3
 CLIP = 1.5
 
 
@@ -31,7 +42,7 @@ def test_padding_contributes_nothing_and_everything_else_does():
     norms = np.linalg.norm(grads, axis=1)
     assert norms.min() < CLIP < norms.max()
     got, aux = jax.jit(summed(return_grad_norms=True, return_values=True))(PARAMS, X, Y, is_padding_example=PADDING)
-    np.testing.assert_allclose(flat(got), reference(grads, CLIP, np.asarray(PADDING)), atol=1e-5)
+    assert_equal_but_for_slack(flat(got), reference(grads, CLIP, np.asarray(PADDING)))
     np.testing.assert_allclose(aux.grad_norms, np.where(PADDING, 0, norms), rtol=1e-5)
     values = jax.vmap(loss, in_axes=(None, 0, 0))(PARAMS, X, Y)
     np.testing.assert_allclose(aux.values, np.where(PADDING, 0, values), rtol=1e-5)
@@ -42,7 +53,7 @@ def test_padding_contributes_nothing_and_everything_else_does():
 def test_groups_share_out_the_clipping_norm(groups, parts):
     fn = summed(groups=groups, method="ghost")
     got = jax.jit(fn)(PARAMS, X, Y)
-    np.testing.assert_allclose(flat(got), reference(gradients(), CLIP, np.zeros(BATCH, bool), parts), atol=1e-5)
+    assert_equal_but_for_slack(flat(got), reference(gradients(), CLIP, np.zeros(BATCH, bool), parts))
     assert fn.sensitivity() == CLIP
 
 
@@ -76,7 +87,7 @@ def test_unknown_neighbors_are_refused(without_type_checks):
 
 def test_an_example_without_a_finite_gradient_is_left_out():
     got, aux = jax.jit(summed(return_grad_norms=True))(PARAMS, X, Y.at[1].set(jnp.nan))
-    np.testing.assert_allclose(flat(got), reference(gradients(), CLIP, np.arange(BATCH) == 1), atol=1e-5)
+    assert_equal_but_for_slack(flat(got), reference(gradients(), CLIP, np.arange(BATCH) == 1))
     assert np.isinf(aux.grad_norms[1]) and np.isfinite(np.delete(aux.grad_norms, 1)).all()
 
 
@@ -95,7 +106,7 @@ def test_tiny_gradients_are_not_enlarged_beyond_the_bound():
 def test_users_need_no_jax_privacy(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax_privacy", None)
     grad = clipped_grad(lambda w, x: jnp.mean(x) * w, l2_clip_norm=1.0)(3.0, np.array([0.5, 7.0], np.float32))
-    np.testing.assert_allclose(grad, 1.5)
+    np.testing.assert_allclose(grad, 1.5, rtol=1e-5)
     modules = list(Path(jaxdp.__file__).parent.rglob("*.py"))
     nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -112,7 +123,8 @@ def test_half_precision_parameters_give_a_float32_sum():
     last = jnp.arange(300) == 299
     got = [jax.jit(fn)(jnp.ones((), jnp.bfloat16), x, is_padding_example=without) for without in (last & False, last)]
     assert got[0].dtype == jnp.float32
-    assert list(map(float, got)) == [300.0, 299.0]
+    # The room for rounding is 0.5% with 300 examples; bfloat16 would lose the last example altogether.
+    assert 0.99 < float(got[0]) - float(got[1]) <= 1 and float(got[0]) / float(got[1]) == pytest.approx(300 / 299)
 
 
 @pytest.mark.parametrize("argnums", [0, (0,)])

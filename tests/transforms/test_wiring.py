@@ -107,7 +107,7 @@ def test_a_complex_gradient_is_as_long_as_its_parts():
     """The square of 1 + i is 2i: a norm without absolute values would let it pass unclipped."""
     stacked = jnp.array([[3 + 4j, 0], [-3j, 4], [0, 0.1 + 0j]], jnp.complex64)
     clipped, _ = CLIP.update(stacked, optax.EmptyState(), jnp.zeros(2, jnp.complex64))
-    np.testing.assert_allclose(clipped.tree, [0.6 + 0.2j, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(clipped.tree, [0.6 + 0.2j, 0.9], rtol=5e-6)
 
 
 @pytest.mark.parametrize("make", [lazy, stacked])
