@@ -78,8 +78,14 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int, int]]:
 
         monkeypatch.setattr(f"{module}.{name}", recorded)
 
-    for name, rule in (("gram", "Gram"), ("vector", "Gram"), ("product", "product"), ("tiled", "tiled product")):
-        record("jaxdp.norms._exact", f"_{name}_squared_norm", rule)
+    of_rule = {
+        "_gram_squared_norm": "Gram",
+        "_vector_certificate": "Gram",
+        "_product_sums": "product",
+        "_tiled_sums": "tiled product",
+    }
+    for name, rule in of_rule.items():
+        record("jaxdp.norms._exact", name, rule)
     record("jaxdp.per_example._contracted", "clipped_outer_sum", "product, once")
     report = _taps._report
 
