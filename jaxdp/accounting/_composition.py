@@ -25,7 +25,6 @@ import numpy as np
 from dp_accounting import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 
-from jaxdp.accounting._fourier import Sum, largest_epsilon
 from jaxdp.accounting._inflation import inflation
 from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
 from jaxdp.accounting._randomized_loss import Curves, hidden_curves, largest_loss, loss_distribution, revealed_curves
@@ -39,6 +38,7 @@ from jaxdp.accounting._step_loss import (
     sampled_gaussian,
     sampled_loss,
 )
+from jaxdp.accounting._sums import Sum, largest_epsilon
 
 Leaves = tuple[tuple[DpEvent, int], ...]
 

@@ -24,9 +24,10 @@ from jaxdp.accounting import (
 )
 from jaxdp.accounting._composition import _discretization_interval, _grouped
 from jaxdp.accounting._events import flatten
-from jaxdp.accounting._fourier import Sum, _transform
+from jaxdp.accounting._fourier import transform
 from jaxdp.accounting._renyi import ORDERS, Divergences
 from jaxdp.accounting._step_loss import Losses, coarser, sampled_gaussian
+from jaxdp.accounting._sums import Sum, largest_epsilon
 from jaxdp.sampling import FullBatch, PoissonSampling
 
 
@@ -190,7 +191,7 @@ def test_error_of_transforms_is_within_its_bound(size: int):
     ):
         masses = masses / masses.sum()
         places = np.arange(len(masses)) - 3
-        found, bound = _transform(places, masses, size)
+        found, bound = transform(places, masses, size)
         for frequency in (0, 1, size // 3, size // 2):
             with mpmath.workdps(40):
                 angle = -2 * mpmath.pi * frequency / size
@@ -202,18 +203,41 @@ def test_error_of_transforms_is_within_its_bound(size: int):
         assert bound <= 1e-12
 
 
-def test_rounding_error_is_counted(monkeypatch):
-    """Without it a sum of very many steps would be too small."""
-    event = run(1e-3, 3.0, 10**7)
-    honest = epsilon_of(event, 1e-12)
-    found = Sum([(sampled_gaussian(3.0, 1e-3, 2.0**-18).remove, 10**7)], 2.0**-18)
-    epsilon, rounding = found._cut(1e-18).epsilon(1e-12)
-    assert rounding > 0 and epsilon <= honest * (1 + 1e-3)
-    tilted = found._kept._tilted
+def test_rounding_error_and_what_lies_beyond_the_window_are_counted():
+    whole = Sum([(sampled_gaussian(3.0, 1e-3, 2.0**-18).remove, 10**7)], 2.0**-18)
+    kept = whole.without_rare(1e-18)
+    epsilon, rounding = kept.epsilon(1e-12)
+    tilted = kept.tilted
+    assert tilted is not None and rounding > 0
     assert tilted.error(epsilon) == rounding
     before = tilted.delta(epsilon)
     tilted._error = 0.0
     assert tilted.delta(epsilon) == pytest.approx(before - rounding, rel=1e-9)
+    # One release: what is above the window is known exactly.
+    losses = sampled_gaussian(1.0, 0.1, 2.0**-8).remove
+    kept = Sum([(losses, 1)], 2.0**-8).without_rare(1e-200)
+    kept.epsilon(1e-6)
+    tilted = kept.tilted
+    assert tilted is not None
+    end = float(tilted._x[-1]) + 2.0**-8
+    missed = losses.masses[losses.places * 2.0**-8 >= end].sum()
+    tilted._error = tilted._infinite = 0.0
+    assert 0 < missed <= tilted.delta(end) <= 1e-5 * 1e-6
+
+
+def test_nothing_is_claimed_below_the_window():
+    kept = Sum([(sampled_gaussian(1.0, 0.1, 2.0**-8).remove, 100)], 2.0**-8).without_rare(1e-12)
+    kept.epsilon(1e-6)
+    assert kept.tilted is not None
+    lowest = float(kept.tilted._x[0])
+    assert kept.tilted.delta(lowest - 1e-6) == 1.0 > kept.tilted.delta(6.0)
+    assert kept.tilted.epsilon(1.0) == max(0.0, lowest)
+
+
+def test_both_directions_count():
+    small, large = (Sum([(sampled_gaussian(noise, 0.1, 2.0**-8).remove, 10)], 2.0**-8) for noise in (2.0, 1.0))
+    for pair in ((small, large), (large, small)):
+        assert largest_epsilon(*pair, 1e-6) == large.epsilon(1e-6) > small.epsilon(1e-6)
 
 
 @pytest.mark.quick
