@@ -37,9 +37,9 @@ class Sum:
         found = math.inf
         for share in _CUT_SHARES:
             epsilon, rounding = self.without_rare(share * delta).epsilon(delta)
-            found = min(found, epsilon)
+            better, found = epsilon < 0.999 * found, min(found, epsilon)
             # With fewer large losses the moments, and so the rounding error, are smaller.
-            if rounding <= _LARGE_ERROR * delta:
+            if rounding <= _LARGE_ERROR * delta or not better:
                 break
         return found
 

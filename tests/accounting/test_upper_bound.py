@@ -4,6 +4,7 @@ import math
 import resource
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import dp_accounting
 import mpmath
@@ -22,9 +23,14 @@ from jaxdp.accounting import (
     epsilon_of,
     guarantee,
 )
-from jaxdp.accounting._composition import _discretization_interval, _grouped
+from jaxdp.accounting._composition import (
+    _discretization_interval,
+    _grouped,
+    _randomized_curves,
+    _step_distribution,
+)
 from jaxdp.accounting._events import flatten
-from jaxdp.accounting._fourier import transform
+from jaxdp.accounting._fourier import _log_tail, transform
 from jaxdp.accounting._renyi import ORDERS, Divergences
 from jaxdp.accounting._step_loss import Losses, coarser, sampled_gaussian
 from jaxdp.accounting._sums import Sum, largest_epsilon
@@ -152,6 +158,24 @@ def test_losses_of_one_step_dominate_by_no_more_than_the_grid(noise: float, q: f
                 assert exact <= curve(losses, interval, place * interval) <= exact * (1 + 1e-10)
 
 
+@pytest.mark.parametrize("sharing", ["batch", "example"])
+@pytest.mark.parametrize(("noise", "q", "probes"), [(1.0, 0.01, 64), (2.5, 0.3, 8), (0.5, 1e-5, 64), (5.0, 1.0, 32)])
+def test_losses_with_estimated_norms_dominate(noise: float, q: float, probes: int, sharing: Any):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* probes for a single clipping group")
+        release = RandomizedGaussianDpEvent(noise, probes, sharing=sharing)
+    leaf = PoissonSampledDpEvent(q, release) if q < 1 else release
+    interval = _discretization_interval(((leaf, 100),))
+    curves, largest = _randomized_curves(leaf)
+    step = _step_distribution(leaf, interval)
+    epsilons = np.unique(np.geomspace(interval, largest, 60).round(12))
+    remove, add = curves(epsilons)
+    for losses, forward, backward in ((step.remove, remove, add), (step.add, add, remove)):
+        for epsilon, here, there in zip(epsilons.tolist(), forward.tolist(), backward.tolist(), strict=True):
+            assert curve(losses, interval, epsilon) >= here
+            assert curve(losses, interval, -epsilon) >= -math.expm1(-epsilon) + math.exp(-epsilon) * there
+
+
 def test_composition_is_above_exact_arithmetic_and_close_down_to_tiny_deltas():
     rng = np.random.default_rng(3)
     interval, counts = 2.0**-6, (9, 14)
@@ -213,16 +237,17 @@ def test_rounding_error_and_what_lies_beyond_the_window_are_counted():
     before = tilted.delta(epsilon)
     tilted._error = 0.0
     assert tilted.delta(epsilon) == pytest.approx(before - rounding, rel=1e-9)
-    # One release: what is above the window is known exactly.
+    # One release, on a window that ends too early: what is above it is known exactly.
     losses = sampled_gaussian(1.0, 0.1, 2.0**-8).remove
     kept = Sum([(losses, 1)], 2.0**-8).without_rare(1e-200)
+    for end in (1.0, 2.0, 4.0):
+        missed = losses.masses[losses.places * 2.0**-8 >= end].sum()
+        assert missed <= math.exp(_log_tail(kept.moments, 4.0, end)) <= 1e4 * missed
     kept.epsilon(1e-6)
     tilted = kept.tilted
     assert tilted is not None
-    end = float(tilted._x[-1]) + 2.0**-8
-    missed = losses.masses[losses.places * 2.0**-8 >= end].sum()
-    tilted._error = tilted._infinite = 0.0
-    assert 0 < missed <= tilted.delta(end) <= 1e-5 * 1e-6
+    tilted._error, tilted._infinite, tilted._beyond = 0.0, 0.0, 1e-9
+    assert tilted.delta(float(tilted._x[-1]) + 1) == 1e-9
 
 
 def test_nothing_is_claimed_below_the_window():
