@@ -25,7 +25,6 @@ import numpy as np
 from dp_accounting import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as pld
 
-from jaxdp.accounting._fourier import Sum, largest_epsilon
 from jaxdp.accounting._inflation import inflation
 from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent
 from jaxdp.accounting._randomized_loss import Curves, hidden_curves, largest_loss, loss_distribution, revealed_curves
@@ -34,11 +33,13 @@ from jaxdp.accounting._step_loss import (
     LARGEST_LOSS,
     LEAST_NOISE,
     MOST_NOISE,
+    ROUNDOFF,
     Losses,
     StepLoss,
     sampled_gaussian,
     sampled_loss,
 )
+from jaxdp.accounting._sums import Sum, largest_epsilon
 
 Leaves = tuple[tuple[DpEvent, int], ...]
 
@@ -63,9 +64,10 @@ _INTERVALS_PER_RANDOMIZED_LOSS = 16
 _LARGEST_RANDOMIZED_GRID = 1e5
 _MOST_RANDOMIZED_NOISE = 1e8
 
-# dp_accounting computes hockey-stick divergences of one release, at most 1, as differences, with errors of some units
-# of roundoff. That much more counts as an infinite loss.
-_BUILDING_ERROR = 1e-14
+# Hockey-stick divergences of other releases are computed as differences of numbers up to 1 (up to the sampling
+# probability, for estimated norms), with errors of some units of roundoff: so much more counts as an infinite loss.
+# Their masses are enlarged for the rounding of what is near 1.
+_BUILDING_ERROR, _GROWTH = 1e-14, 1 + 64 * ROUNDOFF
 
 # With more different releases than this, noise is rounded down to so many values for each factor of two, which costs up
 # to 0.1% of epsilon, for estimated norms up to 0.8%.
@@ -200,7 +202,7 @@ def _step_distribution(leaf: DpEvent, interval: float) -> StepLoss:
     if release is not None and _discloses(release[0].noise_multiplier, release[1]):
         return sampled_gaussian(0.0, release[1], interval)
     if release is not None:
-        return _losses(loss_distribution(*_randomized_curves(leaf), interval), 0.0)
+        return _losses(loss_distribution(*_randomized_curves(leaf), interval), _BUILDING_ERROR * release[1])
     if is_sampled_gaussian(leaf):
         probability, noise_multiplier = _sampled_gaussian(leaf)
         return sampled_gaussian(noise_multiplier, probability, interval)
@@ -235,7 +237,7 @@ def _losses(distribution: pld.PrivacyLossDistribution, error: float) -> StepLoss
         kept = np.flatnonzero(masses > 0)
         if len(kept) == 0:
             return Losses(np.zeros(1, dtype=np.int64), np.zeros(1), float(dense._infinity_mass) + error)
-        return Losses(kept + int(dense._lower_loss), masses[kept], float(dense._infinity_mass) + error)
+        return Losses(kept + int(dense._lower_loss), masses[kept] * _GROWTH, float(dense._infinity_mass) + error)
 
     return StepLoss(one_way(distribution._pmf_remove), one_way(distribution._pmf_add))
 

@@ -4,6 +4,7 @@ import math
 import resource
 import warnings
 from fractions import Fraction
+from typing import Any
 
 import dp_accounting
 import mpmath
@@ -22,11 +23,17 @@ from jaxdp.accounting import (
     epsilon_of,
     guarantee,
 )
-from jaxdp.accounting._composition import _discretization_interval, _grouped
+from jaxdp.accounting._composition import (
+    _discretization_interval,
+    _grouped,
+    _randomized_curves,
+    _step_distribution,
+)
 from jaxdp.accounting._events import flatten
-from jaxdp.accounting._fourier import Sum, _transform
+from jaxdp.accounting._fourier import _log_tail, transform
 from jaxdp.accounting._renyi import ORDERS, Divergences
 from jaxdp.accounting._step_loss import Losses, coarser, sampled_gaussian
+from jaxdp.accounting._sums import Sum, largest_epsilon
 from jaxdp.sampling import FullBatch, PoissonSampling
 
 
@@ -151,6 +158,24 @@ def test_losses_of_one_step_dominate_by_no_more_than_the_grid(noise: float, q: f
                 assert exact <= curve(losses, interval, place * interval) <= exact * (1 + 1e-10)
 
 
+@pytest.mark.parametrize("sharing", ["batch", "example"])
+@pytest.mark.parametrize(("noise", "q", "probes"), [(1.0, 0.01, 64), (2.5, 0.3, 8), (0.5, 1e-5, 64), (5.0, 1.0, 32)])
+def test_losses_with_estimated_norms_dominate(noise: float, q: float, probes: int, sharing: Any):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* probes for a single clipping group")
+        release = RandomizedGaussianDpEvent(noise, probes, sharing=sharing)
+    leaf = PoissonSampledDpEvent(q, release) if q < 1 else release
+    interval = _discretization_interval(((leaf, 100),))
+    curves, largest = _randomized_curves(leaf)
+    step = _step_distribution(leaf, interval)
+    epsilons = np.unique(np.geomspace(interval, largest, 60).round(12))
+    remove, add = curves(epsilons)
+    for losses, forward, backward in ((step.remove, remove, add), (step.add, add, remove)):
+        for epsilon, here, there in zip(epsilons.tolist(), forward.tolist(), backward.tolist(), strict=True):
+            assert curve(losses, interval, epsilon) >= here
+            assert curve(losses, interval, -epsilon) >= -math.expm1(-epsilon) + math.exp(-epsilon) * there
+
+
 def test_composition_is_above_exact_arithmetic_and_close_down_to_tiny_deltas():
     rng = np.random.default_rng(3)
     interval, counts = 2.0**-6, (9, 14)
@@ -190,7 +215,7 @@ def test_error_of_transforms_is_within_its_bound(size: int):
     ):
         masses = masses / masses.sum()
         places = np.arange(len(masses)) - 3
-        found, bound = _transform(places, masses, size)
+        found, bound = transform(places, masses, size)
         for frequency in (0, 1, size // 3, size // 2):
             with mpmath.workdps(40):
                 angle = -2 * mpmath.pi * frequency / size
@@ -202,18 +227,42 @@ def test_error_of_transforms_is_within_its_bound(size: int):
         assert bound <= 1e-12
 
 
-def test_rounding_error_is_counted(monkeypatch):
-    """Without it a sum of very many steps would be too small."""
-    event = run(1e-3, 3.0, 10**7)
-    honest = epsilon_of(event, 1e-12)
-    found = Sum([(sampled_gaussian(3.0, 1e-3, 2.0**-18).remove, 10**7)], 2.0**-18)
-    epsilon, rounding = found._cut(1e-18).epsilon(1e-12)
-    assert rounding > 0 and epsilon <= honest * (1 + 1e-3)
-    tilted = found._kept._tilted
+def test_rounding_error_and_what_lies_beyond_the_window_are_counted():
+    whole = Sum([(sampled_gaussian(3.0, 1e-3, 2.0**-18).remove, 10**7)], 2.0**-18)
+    kept = whole.without_rare(1e-18)
+    epsilon, rounding = kept.epsilon(1e-12)
+    tilted = kept.tilted
+    assert tilted is not None and rounding > 0
     assert tilted.error(epsilon) == rounding
     before = tilted.delta(epsilon)
     tilted._error = 0.0
     assert tilted.delta(epsilon) == pytest.approx(before - rounding, rel=1e-9)
+    # One release, on a window that ends too early: what is above it is known exactly.
+    losses = sampled_gaussian(1.0, 0.1, 2.0**-8).remove
+    kept = Sum([(losses, 1)], 2.0**-8).without_rare(1e-200)
+    for end in (1.0, 2.0, 4.0):
+        missed = losses.masses[losses.places * 2.0**-8 >= end].sum()
+        assert missed <= math.exp(_log_tail(kept.moments, 4.0, end)) <= 1e4 * missed
+    kept.epsilon(1e-6)
+    tilted = kept.tilted
+    assert tilted is not None
+    tilted._error, tilted._infinite, tilted._beyond = 0.0, 0.0, 1e-9
+    assert tilted.delta(float(tilted._x[-1]) + 1) == 1e-9
+
+
+def test_nothing_is_claimed_below_the_window():
+    kept = Sum([(sampled_gaussian(1.0, 0.1, 2.0**-8).remove, 100)], 2.0**-8).without_rare(1e-12)
+    kept.epsilon(1e-6)
+    assert kept.tilted is not None
+    lowest = float(kept.tilted._x[0])
+    assert kept.tilted.delta(lowest - 1e-6) == 1.0 > kept.tilted.delta(6.0)
+    assert kept.tilted.epsilon(1.0) == max(0.0, lowest)
+
+
+def test_both_directions_count():
+    small, large = (Sum([(sampled_gaussian(noise, 0.1, 2.0**-8).remove, 10)], 2.0**-8) for noise in (2.0, 1.0))
+    for pair in ((small, large), (large, small)):
+        assert largest_epsilon(*pair, 1e-6) == large.epsilon(1e-6) > small.epsilon(1e-6)
 
 
 @pytest.mark.quick
