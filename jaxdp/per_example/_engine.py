@@ -36,7 +36,7 @@ from jaxdp.per_example._weighing import NO_WEIGHTS, Weighing, weighing
 PyTree = Any
 
 # By how much a second pass may find an example larger than the first one did: its program rounds in other places.
-_SECOND_PASS, _SECOND_NARROW_PASS = 2.0**-18, 2.0**-9
+_SECOND_PASS, _SECOND_NARROW_PASS = 2.0**-20, 2.0**-9
 
 
 @dataclasses.dataclass(frozen=True)

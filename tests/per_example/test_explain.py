@@ -59,9 +59,9 @@ def clipped(case: Case, groups="all", **options):
     return lambda p, x: jaxdp.per_example_grad(case.loss, **options)(p, x).clipped_sum_and_norms(clip, groups)
 
 
-def assert_same(found, expected) -> None:
+def assert_same(found, expected, tolerance: float = TOLERANCE) -> None:
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        assert np.linalg.norm(a - b) <= TOLERANCE * max(np.linalg.norm(b), 1e-3)
+        assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), 1e-3)
 
 
 @pytest.fixture
@@ -297,8 +297,9 @@ def test_either_rule_gives_the_same_sum(name: str, groups: str) -> None:
     case = ZOO[name]()
     run = lambda **options: jax.jit(clipped(case, groups, **options))(case.params, case.batch)
     reference = run(method="materialize")
-    for rule in ("gram", "materialize"):
-        assert_same(run(method="fused", rules={"*": rule}), reference)
+    # Norms from Gram matrices are certified from above, by what their rounding can have taken.
+    for rule, tolerance in (("gram", 5e-5), ("materialize", TOLERANCE)):
+        assert_same(run(method="fused", rules={"*": rule}), reference, tolerance)
 
 
 @pytest.mark.quick
