@@ -143,8 +143,9 @@ class PerExampleGrads(Private):
         Example:
           >>> import jax.numpy as jnp, jaxdp
           >>> grads = jaxdp.per_example_grad(lambda w, x: w @ x)(jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 0.5]]))
-          >>> grads.clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq))).round(4)
-          Array([0.6, 1.3], dtype=float32)
+          >>> total = grads.clipped_sum(lambda sq: jnp.minimum(1.0, 1.0 / jnp.sqrt(sq)))
+          >>> [f"{x:.4f}" for x in total]
+          ['0.6000', '1.3000']
         """
         return self.clipped_sum_and_norms(weight_fn, groups, thresholds, norm, key)[0]
 
