@@ -168,9 +168,10 @@ def clipped_grad(
       >>> from jaxdp.interop.jax_privacy import clipped_grad
       >>> loss = lambda w, x: jnp.mean(x @ w)  # of a batch
       >>> grad = clipped_grad(loss, l2_clip_norm=1.0, normalize_by=2.0)
-      >>> grad(jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 0.5], [9.0, 9.0]]),
-      ...      is_padding_example=jnp.array([False, False, True]))
-      Array([0.3 , 0.65], dtype=float32)
+      >>> total = grad(jnp.ones(2), jnp.array([[3.0, 4.0], [0.0, 0.5], [9.0, 9.0]]),
+      ...              is_padding_example=jnp.array([False, False, True]))
+      >>> [f"{x:.4f}" for x in total]
+      ['0.3000', '0.6500']
       >>> grad.sensitivity()
       0.5
 

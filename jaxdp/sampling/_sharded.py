@@ -15,6 +15,7 @@ from jaxdp._shards import apart, batch_sharded, check_generator, num_shards, tog
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
 from jaxdp.sampling._batches import (
     LARGEST_OVERFLOW,
+    ORDER,
     Batch,
     FullBatch,
     PoissonSampling,
