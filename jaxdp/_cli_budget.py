@@ -201,7 +201,10 @@ def _sampler(numbers: Numbers) -> Any:
             f"--batch-size is {numbers.batch_size:g} with {numbers.examples} examples: it must be above 0 and at most "
             "that."
         )
-    return sampling.PoissonSampling.from_expected_batch_size(numbers.examples, numbers.batch_size).event
+    try:
+        return sampling.PoissonSampling.from_expected_batch_size(numbers.examples, numbers.batch_size).event
+    except ValueError as error:
+        raise UserError(f"budget: {error}") from error
 
 
 def _table(*columns: str) -> rich.table.Table:

@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def plot_epsilon(
     axes.plot(steps, spent, color=_BLUE, linewidth=2, marker=".", label="spent")
     if target is not None:
         axes.axhline(target, color=_RED, linestyle="--", linewidth=1.2, label=f"target epsilon {target:g}")
-    axes.set_ylim(0, max(*spent, target or 0.0) * 1.15)
+    # Infinite epsilons are off the axis; an axis needs a length even if nothing was spent.
+    highest = max(value for value in (*spent, target or 0.0, 0.0) if math.isfinite(value))
+    axes.set_ylim(0, highest * 1.15 or 1.0)
     _finish(figure, axes, f"Privacy spent (delta = {delta:g})", "epsilon", ends, path)
 
 

@@ -384,6 +384,9 @@ def test_extremes_are_calibrated():
     large = calibrate_noise_multiplier(sampling_probability=1e-3, num_steps=10**20, **plan)
     small = calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10**20, **plan)
     assert large > 1e6 > small
+    # Full batches need sqrt(T) times the noise of one release.
+    once, often = (calibrate_noise_multiplier(sampling_probability=1, num_steps=steps, **plan) for steps in (1, 10**20))
+    assert often == pytest.approx(1e10 * once, rel=1e-3)
     assert epsilon_of(run(1e-3, large, 10**20), 1e-6) <= 3
     with pytest.raises(ValueError, match="which protects nobody"):
         calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10, **plan)

@@ -159,6 +159,21 @@ def test_the_budget_of_numbers_goes_both_ways(capsys, tmp_path):
     assert len(spent) == 9 and spent == sorted(spent)
 
 
+def test_the_budget_says_whose_bound_it_is_and_answers_extremes(capsys, tmp_path):
+    plan = ["budget", "--plot", str(tmp_path / "a.png"), "--sampling-probability", "1e-12"]
+    for noise, steps, bound in (("1", "1000", "pld"), ("1", str(10**20), "rdp"), ("1e200", "10", "pld")):
+        code, out, _ = call(capsys, *plan, "--noise-multiplier", noise, "--steps", steps)
+        assert code == 0 and f"(the last epsilon is the bound by {bound})" in " ".join(out.split())
+    code, out, _ = call(
+        capsys, *plan[:3], "--sampling-probability", "0.1", "--noise-multiplier", "1e-200", "--steps", "9"
+    )
+    assert code == 0 and "none (no guarantee)" in out
+    code, _, err = call(
+        capsys, *plan[:3], "--examples", str(10**12), "--batch-size", "1", "--noise-multiplier", "1", "--steps", "9"
+    )
+    assert code == 2 and "num_examples must be at least 1 and below 2**31" in err
+
+
 def test_train_and_report_from_the_command_line(capsys, table, tiny_model, tmp_path):
     run, config = tmp_path / "run", tmp_path / "head.toml"
     config.write_text(head_only(table, tiny_model))
