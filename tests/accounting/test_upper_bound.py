@@ -30,7 +30,7 @@ from jaxdp.accounting._composition import (
     _step_distribution,
 )
 from jaxdp.accounting._events import flatten
-from jaxdp.accounting._fourier import _log_tail, transform
+from jaxdp.accounting._fourier import _into_disc, _log_tail, transform
 from jaxdp.accounting._renyi import ORDERS, Divergences
 from jaxdp.accounting._step_loss import Losses, coarser, sampled_gaussian
 from jaxdp.accounting._sums import Sum, largest_epsilon
@@ -225,6 +225,13 @@ def test_error_of_transforms_is_within_its_bound(size: int):
                 )
             assert abs(complex(exact) - found[frequency]) <= bound * math.sqrt(size)
         assert bound <= 1e-12
+
+
+def test_transforms_outside_the_unit_disc_are_moved_to_its_edge():
+    values = np.array([1 + 1e-15 + 0j, 0.6 + 0.8000001j, 0.3 - 0.2j])
+    moved = _into_disc(values.copy())
+    assert np.all(np.abs(moved) <= 1 + 2e-16) and moved[2] == values[2]
+    np.testing.assert_allclose(moved, values, rtol=1e-6)
 
 
 def test_rounding_error_and_what_lies_beyond_the_window_are_counted():
