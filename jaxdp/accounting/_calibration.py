@@ -12,7 +12,7 @@ from jaxdp.accounting._events import checked_clipping
 
 # Relative tolerance on the noise multiplier.
 _TOLERANCE = 4e-5
-_SMALLEST, _LARGEST = 2.0**-5, 2.0**24
+_SMALLEST, _LARGE, _LARGEST = 2.0**-5, 2.0**24, 2.0**60
 _LARGEST_TARGET = 1e4
 
 
@@ -167,11 +167,15 @@ def calibrate(
 
 
 def _bracket(excess: Callable[[float], float], target_epsilon: float | int, delta: float | int) -> tuple[float, float]:
-    """Logarithms of a too small and of a sufficient noise multiplier, a factor of 2 apart; equal at the floor."""
+    """Logarithms of a too small and of a sufficient noise multiplier, a factor of 2 apart (64 for very much noise).
+
+    They are equal at the floor.
+    """
     factor = math.log(2)
     log_noise = 0.0
     if excess(log_noise) > 0:
         while excess(log_noise) > 0:
+            factor = math.log(2 if log_noise < math.log(_LARGE) else 64)
             log_noise += factor
             if log_noise > math.log(_LARGEST):
                 raise ValueError(

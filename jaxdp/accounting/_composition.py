@@ -33,7 +33,6 @@ from jaxdp.accounting._step_loss import (
     LARGEST_LOSS,
     LEAST_NOISE,
     MOST_NOISE,
-    ROUNDOFF,
     Losses,
     StepLoss,
     sampled_gaussian,
@@ -66,8 +65,8 @@ _MOST_RANDOMIZED_NOISE = 1e8
 
 # Hockey-stick divergences of other releases are computed as differences of numbers up to 1 (up to the sampling
 # probability, for estimated norms), with errors of some units of roundoff: so much more counts as an infinite loss.
-# Their masses are enlarged for the rounding of what is near 1.
-_BUILDING_ERROR, _GROWTH = 1e-14, 1 + 64 * ROUNDOFF
+# Their masses are enlarged for the rounding of what is near 1, also where that is all of a small divergence.
+_BUILDING_ERROR, _GROWTH = 1e-14, 1 + 1e-12
 
 # With more different releases than this, noise is rounded down to so many values for each factor of two, which costs up
 # to 0.1% of epsilon, for estimated norms up to 0.8%.

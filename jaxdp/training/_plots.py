@@ -1,5 +1,6 @@
 """The pictures of a report."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def plot_epsilon(
         axes.axvline(reached, color=_GREY, linestyle="--", linewidth=1.2, label=f"reached: step {reached}")
     if target is not None:
         axes.axhline(target, color=_RED, linestyle="--", linewidth=1.2, label=f"target epsilon {target:g}")
-    axes.set_ylim(0, max(*spent, target or 0.0) * 1.15)
+    # Infinite epsilons are off the axis; an axis needs a length even if nothing was spent.
+    highest = max(value for value in (*spent, target or 0.0, 0.0) if math.isfinite(value))
+    axes.set_ylim(0, highest * 1.15 or 1.0)
     _finish(figure, axes, f"Privacy spent (delta = {delta:g})", "epsilon", ends, path)
 
 

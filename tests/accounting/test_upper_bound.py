@@ -30,7 +30,7 @@ from jaxdp.accounting._composition import (
     _step_distribution,
 )
 from jaxdp.accounting._events import flatten
-from jaxdp.accounting._fourier import _log_tail, transform
+from jaxdp.accounting._fourier import _into_disc, _log_tail, transform
 from jaxdp.accounting._renyi import ORDERS, Divergences
 from jaxdp.accounting._step_loss import Losses, coarser, sampled_gaussian
 from jaxdp.accounting._sums import Sum, largest_epsilon
@@ -227,6 +227,13 @@ def test_error_of_transforms_is_within_its_bound(size: int):
         assert bound <= 1e-12
 
 
+def test_transforms_outside_the_unit_disc_are_moved_to_its_edge():
+    values = np.array([1 + 1e-15 + 0j, 0.6 + 0.8000001j, 0.3 - 0.2j])
+    moved = _into_disc(values.copy())
+    assert np.all(np.abs(moved) <= 1 + 2e-16) and moved[2] == values[2]
+    np.testing.assert_allclose(moved, values, rtol=1e-6)
+
+
 def test_rounding_error_and_what_lies_beyond_the_window_are_counted():
     whole = Sum([(sampled_gaussian(3.0, 1e-3, 2.0**-18).remove, 10**7)], 2.0**-18)
     kept = whole.without_rare(1e-18)
@@ -384,6 +391,9 @@ def test_extremes_are_calibrated():
     large = calibrate_noise_multiplier(sampling_probability=1e-3, num_steps=10**20, **plan)
     small = calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10**20, **plan)
     assert large > 1e6 > small
+    # Full batches need sqrt(T) times the noise of one release.
+    once, often = (calibrate_noise_multiplier(sampling_probability=1, num_steps=steps, **plan) for steps in (1, 10**20))
+    assert often == pytest.approx(1e10 * once, rel=1e-3)
     assert epsilon_of(run(1e-3, large, 10**20), 1e-6) <= 3
     # Where any noise would do, the least that is given.
     assert calibrate_noise_multiplier(sampling_probability=1e-12, num_steps=10, **plan) == pytest.approx(1 / 32)

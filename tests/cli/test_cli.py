@@ -232,6 +232,16 @@ def test_help_fits_the_terminal_and_states_bounds_and_choices(capsys, monkeypatc
     assert 'only with optimizer = "sgd"' in words
 
 
+def test_the_budget_says_whose_bound_it_is_and_answers_extremes(capsys, tmp_path):
+    plan = ["budget", "--plot", str(tmp_path / "a.png"), "--sampling-probability", "1e-9", "--steps", "1000000000"]
+    code, out, _ = call(capsys, *plan, "--noise-multiplier", "1")
+    assert code == 0 and "(the last epsilon is the bound by pld)" in " ".join(out.split())
+    # What no run can have is a sentence here; jaxdp.accounting answers it.
+    for field, value in (("sampling-probability", "1e-12"), ("noise-multiplier", "1e-200"), ("steps", str(10**20))):
+        code, _, err = call(capsys, *plan, "--noise-multiplier", "1", f"--{field}", value)
+        assert code == 2 and f"--{field} is" in err and "it must be" in err and "Traceback" not in err
+
+
 def test_train_and_report_from_the_command_line(capsys, table, tiny_model, tmp_path):
     run, config = tmp_path / "run", tmp_path / "head.toml"
     config.write_text(head_only(table, tiny_model))
