@@ -232,4 +232,4 @@ def test_easy_and_research_budgets_are_answered(target, probability):
 def test_a_composition_that_no_memory_holds_is_infinite_and_one_with_enough_noise_is_not():
     plan = PLAN | {"sampling_probability": 0.5, "num_steps": 10**9}
     assert epsilon(noise_multiplier=1.0, **plan) == float("inf")
-    assert epsilon(noise_multiplier=1e6, **plan) < 1
+    assert 0.15 < epsilon(noise_multiplier=1e4, **plan | {"num_steps": 10**6}) < 0.17
