@@ -31,6 +31,12 @@ def check_truth(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be true or false, not {short(value)}.")
 
 
+def widened(value: Any) -> Any:
+    """A whole number as a float, which JSON does not tell apart; anything else as it is, to be refused by name."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 53
+    return float(value) if whole else value
+
+
 def short(value: Any) -> str:
     """A value as Python writes it, cut off where it is long."""
     try:

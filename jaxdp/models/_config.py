@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jaxdp._reading import read_json
 
-from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_whole, short
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_whole, short, widened
 from ._compute import Compute
 
 _FIELDS = (
@@ -146,8 +146,8 @@ class BertConfig:
         sizes = {name: values[name] for name in _FIELDS}
         return cls(
             **sizes,
-            layer_norm_eps=values.get("layer_norm_eps", 1e-12),
-            initializer_range=values.get("initializer_range", 0.02),
+            layer_norm_eps=widened(values.get("layer_norm_eps", 1e-12)),
+            initializer_range=widened(values.get("initializer_range", 0.02)),
             pad_token_id=values.get("pad_token_id", _PAD[model_type]),
             dropout=dropout,
             model_type=model_type,  # pyright: ignore[reportArgumentType]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short, widened
 from ._compute import Compute
 from ._config import naming, read_config
 from ._rope import Rope
@@ -144,12 +144,12 @@ class LlamaConfig:
             # Null stands for as many as there are queries, and for an even share of the width.
             **{name: _or_zero(values.get(name)) for name in ("num_key_value_heads", "head_dim")},
             max_position_embeddings=values.get("max_position_embeddings", 2048),
-            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            rms_norm_eps=widened(values.get("rms_norm_eps", 1e-6)),
             rope=Rope.from_dict(values),
             tie_word_embeddings=values.get("tie_word_embeddings", False),
             attention_bias=values.get("attention_bias", False),
             mlp_bias=values.get("mlp_bias", False),
-            initializer_range=values.get("initializer_range", 0.02),
+            initializer_range=widened(values.get("initializer_range", 0.02)),
             **first,
             compute=_COMPUTE if compute is None else compute,
         )

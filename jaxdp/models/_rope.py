@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64
 
-from ._checks import check_number, check_whole, short
+from ._checks import check_number, check_whole, short, widened
 from ._layers import widen
 
 _LLAMA3_FIELDS = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+_WHOLE = ("original_max_position_embeddings",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Rope:
         theta = found.get("rope_theta", values.get("rope_theta", 10000.0))
         kind = found.get("rope_type", found.get("type", "default"))
         if kind == "default":
-            return cls(theta=theta)
+            return cls(theta=widened(theta))
         if kind not in ("linear", "llama3"):
             raise ValueError(
                 f'config.json has rope type {short(kind)}, but only "default", "linear" and "llama3" can be loaded.'
@@ -79,7 +81,8 @@ class Rope:
         missing = [name for name in wanted if name not in found]
         if missing:
             raise ValueError(f"config.json's rope parameters lack {', '.join(missing)}.")
-        return cls(theta=theta, kind=kind, **{name: found[name] for name in wanted})
+        options = {name: found[name] if name in _WHOLE else widened(found[name]) for name in wanted}
+        return cls(theta=widened(theta), kind=kind, **options)
 
     def to_dict(self) -> dict[str, Any]:
         """The ``rope_parameters`` of a Hugging Face ``config.json``."""

@@ -11,6 +11,9 @@ from jaxdp._reading import read_text, reason, regular_file
 
 from ._gguf_llama import tokenizer_from_gguf
 
+# Ids are held in 32 bits.
+_LARGEST_ID = 2**31 - 1
+
 
 @contextlib.contextmanager
 def refusing(what: str, fix: str) -> Iterator[None]:
@@ -60,6 +63,8 @@ class Tokenizer:
         self._pad_id = int(padding["pad_id"]) if padding else next((i for i in named if i is not None), 0)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        if self.largest_id > _LARGEST_ID:
+            raise ValueError(f"{file} has ids up to {self.largest_id:,}: download it again.")
 
     @property
     def vocab_size(self) -> int:

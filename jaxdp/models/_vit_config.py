@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short
+from ._checks import LARGEST_COUNT, LARGEST_SIZE, check_number, check_truth, check_whole, short, widened
 from ._compute import Compute
 from ._config import naming, read_config
 
@@ -109,8 +109,8 @@ class ViTConfig:
             **{name: values[name] for name in _SIZES},
             num_classes=_labels(values) if num_classes is None else num_classes,
             qkv_bias=values.get("qkv_bias", True),
-            layer_norm_eps=values.get("layer_norm_eps", 1e-12),
-            initializer_range=values.get("initializer_range", 0.02),
+            layer_norm_eps=widened(values.get("layer_norm_eps", 1e-12)),
+            initializer_range=widened(values.get("initializer_range", 0.02)),
             compute=_COMPUTE if compute is None else compute,
         )
 

@@ -219,3 +219,17 @@ def test_a_clip_without_an_event_is_refused():
 def test_negative_epsilon_is_refused():
     with pytest.raises(ValueError, match="epsilon must be at least 0"):
         delta_of(GaussianDpEvent(1.0), -0.1)
+
+
+@pytest.mark.parametrize(("target", "probability"), [(1000.0, 0.01), (8.0, 1e-9)])
+def test_easy_and_research_budgets_are_answered(target, probability):
+    plan = PLAN | {"sampling_probability": probability, "num_steps": 20}
+    noise = calibrate_noise_multiplier(target_epsilon=target, **plan)
+    assert epsilon(noise_multiplier=noise, **plan) <= target
+    assert noise == pytest.approx(1 / 32) or epsilon(noise_multiplier=0.99 * noise, **plan) > target
+
+
+def test_a_composition_that_no_memory_holds_is_infinite_and_one_with_enough_noise_is_not():
+    plan = PLAN | {"sampling_probability": 0.5, "num_steps": 10**9}
+    assert epsilon(noise_multiplier=1.0, **plan) == float("inf")
+    assert 0.15 < epsilon(noise_multiplier=1e4, **plan | {"num_steps": 10**6}) < 0.17

@@ -1,6 +1,7 @@
 """A user's own tables."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -137,3 +138,51 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 @pytest.mark.quick
 def test_labels_are_int32_whatever_the_file(tmp_path):
     assert data.read_table(write(tmp_path / "t.csv"), "text", "label").labels.dtype == np.int32
+
+
+def test_the_order_of_classes_is_total(tmp_path):
+    path = write(tmp_path / "t.csv", [("a", "00"), ("b", "0"), ("c", "1"), ("d", "000")])
+    assert data.read_table(path, "text", "label").label_names == ("0", "00", "000", "1")
+
+
+def test_long_fields_are_texts(tmp_path):
+    long = "x " * 100_000
+    (tmp_path / "t.csv").write_text(f'text,label\n"{long}",a\nb,b\n')
+    assert data.read_table(tmp_path / "t.csv", "text", "label").texts[0] == long
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "t.jsonl",
+            b'{"text": "a", "label": "x"}\n{"text": "b\\ud83d", "label": "y"}\n',
+            "row 2 has half of a",
+        ),
+        ("t.jsonl", b'{"text": ' + b"[" * 100_000, "row 1 is not JSON"),
+        ("t.csv", b"text;label\na;x\nb;y\n", "has its columns separated by semicolons"),
+        ("t.csv", b"text\tlabel\na\tx\n", "has its columns separated by tabs"),
+    ],
+)
+def test_what_is_hardly_a_table_is_one_sentence(tmp_path, name, content, sentence):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        data.read_table(tmp_path / name, "text", "label")
+
+
+def test_directories_and_pipes_are_no_files(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    os.mkfifo(tmp_path / "b.csv")
+    with pytest.raises(ValueError, match=r"a\.csv is a directory, not a file"):
+        data.read_table(tmp_path / "a.csv", "text", "label")
+    with pytest.raises(ValueError, match=r"b\.csv is a pipe or a device, not a file"):
+        data.read_table(tmp_path / "b.csv", "text", "label")
+
+
+def test_doubtful_classes_are_warned_of(tmp_path):
+    path = write(tmp_path / "t.csv", [("a", "neg"), ("b", "neg "), ("c", "pos")])
+    with pytest.warns(UserWarning, match="labels 'neg', 'neg ' in label, which differ in spacing or case"):
+        data.read_table(path, "text", "label")
+    path = write(tmp_path / "u.csv", [(f"text {i}", i) for i in range(30)])
+    with pytest.warns(UserWarning, match="has 30 classes in label for 30 rows"):
+        data.read_table(path, "text", "label")

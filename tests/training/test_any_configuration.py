@@ -14,6 +14,7 @@ import pytest
 from jaxdp import training
 from jaxdp.training import UserError, _run
 from jaxdp.training._config import Config
+from jaxdp.training._config_fields import _bounds
 from jaxdp.training._config_phase import PhaseConfig
 from tests.training.small import Quiet, two_phases
 from tests.training.small_decoder import language_model, save_decoder, write_letters
@@ -52,6 +53,18 @@ def choices(annotation: Any) -> list[Any]:
     return found + [word for inner in typing.get_args(annotation) for word in choices(inner)]
 
 
+def likely(info: Any) -> list[Any]:
+    """Values of the field's own kind: its words, its bounds and what lies between them."""
+    kind = str(info.annotation)
+    found = choices(info.annotation)
+    found += [True, False] if "bool" in kind else []
+    found += [0.001, 0.1, 0.3, 0.9, 1.0, 2.5, 100.0] if "float" in kind else []
+    found += [1, 2, 3, 4, 8, 9, 12, 30, 100] if "int" in kind else []
+    for bounds in _bounds(info):
+        found += [bound for bound in bounds.values() for _ in range(3)]
+    return found or ["head", "all", "last:1", "lora", ["*"], ["*/kernel"], "top", "a", 2]
+
+
 def mutated(raw: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     raw = json.loads(json.dumps(raw))
     for _ in range(draw.choice([1, 1, 2, 3])):
@@ -71,12 +84,12 @@ def mutated(raw: dict[str, Any], draw: random.Random) -> dict[str, Any]:
             table = raw.setdefault(section, {})
         if not isinstance(table, dict):
             continue
-        field = draw.choice([*fields, "nonsense"]) if fields else "nonsense"
+        field = draw.choice([*fields]) if fields and draw.random() < 0.97 else "nonsense"
         if kind < 0.1:
             table.pop(field, None)
             continue
-        own = choices(fields[field].annotation) if field in fields else []
-        table[field] = draw.choice(own) if own and draw.random() < 0.5 else draw.choice(VALUES)
+        own = likely(fields[field]) if field in fields and draw.random() < 0.7 else VALUES
+        table[field] = draw.choice(own)
     return raw
 
 
@@ -139,7 +152,13 @@ def survivors(documents: list[dict[str, Any]], folder: Path, count: int, begin_e
 @pytest.fixture
 def up_to_the_run_directory(monkeypatch):
     """Everything that `train` does before its first step."""
-    monkeypatch.setattr(_run, "_finish", lambda run, job, state, index: run.path)
+
+    def stop(run: Any, job: Any, state: Any, index: int) -> Path:
+        job.checkpoints.close()
+        job.log.close()
+        return run.path
+
+    monkeypatch.setattr(_run, "_finish", stop)
 
 
 @pytest.mark.usefixtures("without_type_checks", "up_to_the_run_directory")
