@@ -10,7 +10,6 @@ from jaxdp.norms._certificate import (
     of_array,
     of_product,
     of_squared_norms,
-    plain_norms,
     shared_unit,
 )
 from jaxdp.norms._choice import (
@@ -86,7 +85,6 @@ __all__ = [
     "of_product",
     "of_squared_norms",
     "outer_certificate",
-    "plain_norms",
     "prefers_reuse",
     "probe_matrix",
     "product_cost",

@@ -17,7 +17,6 @@ number $\mu$ goes into the sensitivity. Proofs: docs/floating_point.md.
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -35,8 +34,8 @@ from jaxdp.norms._rounding import (
 # Length of a certificate.
 TERMS = 4
 
-# Sums of blocks of examples that are held at a time.
-_BLOCKED_ELEMENTS = 1 << 23
+# Sums of blocks of examples take so many elements at most, and no more than this part of their factors.
+_BLOCKED_ELEMENTS, _BLOCKED_PART = 1 << 23, 4
 
 # Weights, roots and sums of few certificates are rounded, too.
 _LAST_ROUNDINGS = 1.0 + 2.0**-21
@@ -99,8 +98,10 @@ def meeting_of_products(sizes: tuple[int, int, int, int], dtype: Any, precision:
 
 def blocked_product(k: int, t: int, c: int, p: int, examples: int) -> bool:
     """Whether a product over examples is made block by block: where many short ones meet in a small result."""
-    rows = max(1, BLOCK_ROWS // max(1, t))
-    return in_blocks(t * examples) and t <= BLOCK_ROWS and math.ceil(examples / rows) * k * c * p <= _BLOCKED_ELEMENTS
+    if t > BLOCK_ROWS or not in_blocks(t * examples):
+        return False
+    held = math.ceil(examples / max(1, BLOCK_ROWS // max(1, t))) * k * c * p
+    return held <= min(_BLOCKED_ELEMENTS, k * t * examples * (c + p) // _BLOCKED_PART)
 
 
 def of_sum(
@@ -151,8 +152,3 @@ def certified_norm(terms: Float[Array, "*any 4"], limit: float) -> Float[Array, 
     squared, margin, rounding, background = (terms[..., i] for i in range(TERMS))
     own = jnp.sqrt(squared + margin) + jnp.sqrt(rounding)
     return jnp.maximum(own * _LAST_ROUNDINGS, jnp.sqrt(background) * (_LAST_ROUNDINGS / limit))
-
-
-def plain_norms(terms: Float[Array, "*any 4"]) -> Float[Array, "*any"]:
-    """The squared norms as they were found."""
-    return jax.lax.index_in_dim(terms, 0, axis=-1, keepdims=False)

@@ -7,7 +7,7 @@ from jaxdp.per_example._explanation import Explanation, PlannedUse
 from jaxdp.per_example._grads import PerExampleGrads
 from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._inert import Inert, Private
-from jaxdp.per_example._materialize import stacked_certificates, stacked_squared_norms, stacked_weighted_sum
+from jaxdp.per_example._materialize import stacked_certificates, stacked_weighted_sum
 from jaxdp.per_example._placement import Placement
 from jaxdp.per_example._plan import FACTOR_ALLOWANCE
 from jaxdp.per_example._projection import MatrixAxes, Projection
@@ -31,6 +31,5 @@ __all__ = [
     "resolve_groups",
     "slack_of_arrays",
     "stacked_certificates",
-    "stacked_squared_norms",
     "stacked_weighted_sum",
 ]

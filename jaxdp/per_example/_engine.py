@@ -19,7 +19,6 @@ from jaxdp.per_example._groups import Groups, resolve_groups
 from jaxdp.per_example._materialize import (
     materialize,
     stacked_certificates,
-    stacked_squared_norms,
     stacked_weighted_sum,
 )
 from jaxdp.per_example._operand_views import OperandViews
@@ -53,11 +52,13 @@ class Engine:
     limit: float = math.inf
 
     def squared_norms(self, batch: PyTree, groups: Groups, rows: Int[Array, " batch"]) -> Float[Array, "batch groups"]:
-        """Squared norm of every example's gradient in every group; `rows` are the examples' places in the batch."""
+        """Certified norm of every example's gradient in every group, squared; `rows` are its place in the batch."""
         if self.method == "materialize":
-            return stacked_squared_norms(self._materialized(batch), groups)
-        found = self._pass(batch, groups, assign_norms(self.traced, groups), rows=rows)
-        return found.certificates(jnp.ones(found.size, jnp.float32))[:, 0]
+            found = stacked_certificates(self._materialized(batch), groups, self.traced.examples)
+        else:
+            run = self._pass(batch, groups, assign_norms(self.traced, groups), rows=rows)
+            found = run.certificates(jnp.ones(run.size, jnp.float32))
+        return jnp.square(certified_norm(jnp.swapaxes(found, 1, 2), self.limit))
 
     def weighted_sum(self, batch: PyTree, weights: Float[Array, " batch"]) -> PyTree:
         """Sum of the examples' gradients with weights known beforehand: one backward pass, nothing kept."""

@@ -76,6 +76,10 @@ class PerExampleGrads(Private):
     ) -> Float[Array, " batch"] | dict[Hashable, Float[Array, " batch"]]:
         r"""Squared gradient norms $\|g_i\|^2$, of the whole gradient or of each clipping group.
 
+        They are rounded up by all that rounding does to the norm and to the sum: with weights of at most
+        $R / \|g_i\|$ from them, `weighted_sum` moves by no more than $(1 + s) R$ when an example comes or goes, where s
+        is `slack().total`. Where an example's terms cancel that is much more than the norm itself.
+
         Args:
           groups: as for `jaxdp.transforms.clip`.
           norm: exact, or the estimator of `jaxdp.norms` to take where it is cheaper; `method="materialize"` stays

@@ -16,20 +16,8 @@ from jaxdp.per_example._groups import Groups
 PyTree = Any
 
 
-def stacked_squared_norms(grads: PyTree, groups: Groups) -> Float[Array, "batch groups"]:
-    """Squared norms per example and group of a pytree with a leading batch axis."""
-    leaves = jax.tree.leaves(grads)
-
-    def squares(leaf: Array, entries: int) -> Array:
-        parts = as_real(wide(leaf)).reshape(leaf.shape[0], entries, -1)
-        return jnp.einsum("bei,bei->be", parts, parts, precision="highest").astype(jnp.float32)
-
-    found = zip(leaves, groups.of_leaf, strict=True)
-    return add_up(len(groups), [(mine, squares(leaf, len(mine))) for leaf, mine in found])
-
-
 def stacked_certificates(grads: PyTree, groups: Groups, examples: int) -> Float[Array, "batch 4 groups"]:
-    """What is known of these norms, of gradients that are summed as they are."""
+    """What is known of the norms of gradients with a leading batch axis, which are summed as they are."""
 
     def certificates(leaf: Array, entries: int) -> Array:
         parts = as_real(wide(leaf)).reshape(leaf.shape[0], entries, -1)

@@ -63,6 +63,21 @@ def test_no_cell_of_kinds_methods_rules_and_dtypes_does(kind: str, method: str, 
                 assert found <= ROUNDED, (name, options)
 
 
+@pytest.mark.parametrize("kind", ["embedding", "matmul", "scan"])
+@pytest.mark.parametrize("method", ["ghost", "materialize"])
+def test_weights_by_hand_from_the_norms_that_are_told_are_safe(kind: str, method: str) -> None:
+    params = {"w": jnp.full(KINDS[kind].shape, 0.5)}
+    per_example = jaxdp.per_example_grad(lambda p, ex: KINDS[kind].loss(p["w"], ex), method=method)
+
+    @jax.jit
+    def clipped(batch):
+        grads = per_example(params, batch)
+        return grads.weighted_sum(jnp.minimum(1.0, jax.lax.rsqrt(grads.squared_norms())))["w"]
+
+    measure = lambda batch: float(np.linalg.norm(np.asarray(clipped(batch), np.float64)))
+    assert worst(measure, KINDS[kind], LENGTH, SEEDS, 60) <= ROUNDED
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 600])
 def test_lengths(length: int) -> None:
     measure = contribution(

@@ -226,7 +226,7 @@ def test_a_vision_transformer_has_per_example_gradients():
     norms, expected = run(params, batch)
     assert norms.keys() == expected.keys()
     for group, squared in norms.items():
-        np.testing.assert_allclose(squared, expected[group], rtol=1e-5, err_msg=group)
+        np.testing.assert_allclose(squared, expected[group], rtol=1e-4, err_msg=group)
 
 
 @pytest.mark.quick

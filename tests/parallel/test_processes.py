@@ -64,11 +64,12 @@ def test_their_run_goes_on_in_one_process_on_another_mesh_to_the_model_of_one_de
     together: Path, config: Path, tmp_path: Path
 ):
     display = Quiet()
-    cut = training.resume(together / "run", display, [("mesh.data", "2"), ("mesh.fsdp", "1")])
+    with steps.same_allowance():
+        cut = training.resume(together / "run", display, [("mesh.data", "2"), ("mesh.fsdp", "1")])
+        alone = training.train(training.load_config(config), tmp_path / "alone", Quiet(), seed=99)
     assert display.steps == [6, 7]
-    alone = training.train(training.load_config(config), tmp_path / "alone", Quiet(), seed=99)
     found, expected = (load_file(run / "model" / "model.safetensors") for run in (cut, alone))
     assert found.keys() == expected.keys()
     for name, x in expected.items():
-        # Adam divides by the noise's size, and so magnifies rounding.
-        np.testing.assert_allclose(found[name], x, rtol=1e-4, atol=2e-6, err_msg=name)
+        # Norms are rounded up as far as the sums of a mesh may round them, and Adam divides by the noise's size.
+        np.testing.assert_allclose(found[name], x, rtol=1e-4, atol=1e-5, err_msg=name)

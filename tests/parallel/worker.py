@@ -48,7 +48,8 @@ stop = (lambda done: os.kill(os.getpid(), signal.SIGINT) if done == 5 else None)
 display = Quiet(stop)
 mesh = [("mesh.data", "rest"), ("mesh.fsdp", "4")]
 try:
-    training.train(training.load_config(Path(config), mesh), Path(run), display, seed=99)
+    with steps.same_allowance():
+        training.train(training.load_config(Path(config), mesh), Path(run), display, seed=99)
 except training.Interrupted:
     assert display.steps == [1, 2, 3, 4, 5]
 else:

@@ -73,8 +73,8 @@ def test_gradients_norms_and_sums_are_exact(form: str, alive: int, monkeypatch: 
         gradients = jax.vmap(lambda x, ct: use.gradient({0: x}, [ct]))(x, ct)
         total = use.weighted_sum(weights, {0: x}, {0: True}, [ct])
         folded = use._folded_gradient(weights, x, ct)
-        norms, clipped = use.clipped(lambda sq, w: w / (1 + sq), weights, {0: x}, {0: True}, [ct])
-        return gradients, norm(gram), norm(use), total, folded, norms, clipped
+        norms, clipped = use.clipped(lambda found, w: w / (1 + found[:, 0]), weights, {0: x}, {0: True}, [ct])
+        return gradients, norm(gram), norm(use), total, folded, norms[:, 0], clipped
 
     squares = jnp.sum(jnp.square(each).reshape(BATCH, -1), axis=1)
     summed = lambda weights: jnp.einsum("b,b...->...", weights, each)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxdp
+from tests.certified import assert_certified
 
 PARAMS = {"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
 BATCH = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4)}
@@ -33,7 +34,7 @@ def norms(loss=loss, params=PARAMS, batch=BATCH, method="ghost", has_aux=False, 
 
 def test_what_the_errors_below_are_compared_with():
     """The same call with nothing wrong."""
-    np.testing.assert_allclose(norms(), 8.0)
+    assert_certified(norms(), np.full(4, 8.0))
     assert norms().shape == (4,)
 
 

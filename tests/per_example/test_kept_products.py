@@ -115,6 +115,11 @@ def test_somewhat_larger_gradients_are_held_where_that_saves_work(
         grads = jaxdp.per_example_grad(loss, method=method, rules=rules)(params, batch)
         return grads.clipped_sum_and_norms(lambda sq: jnp.minimum(1.0, 0.7 * jax.lax.rsqrt(sq)))
 
-    ours, reference = jax.jit(lambda: found(method, rules))(), jax.jit(lambda: found("materialize"))()
+    (ours, norms), (reference, expected) = (
+        jax.jit(lambda: found(method, rules))(),
+        jax.jit(lambda: found("materialize"))(),
+    )
+    np.testing.assert_allclose(norms, expected, rtol=1e-5)
+    # Weights allow for what rounding may do, which differs from one way to a norm to the other.
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(x, y, rtol=5e-4, atol=1e-6)

@@ -70,7 +70,7 @@ def program_text(family: Family, params: Any) -> str:
     for part, report in zip((p for m in family.members for p in m.parts), reports, strict=True):
         if part.in_factors:
             report.kept.update(batched({i: s for i, s in part.site.operands.items() if i not in report.kept}))
-    others = jnp.zeros((BATCH, family.num_groups))
+    others = jnp.zeros((BATCH, 4, family.num_groups))
     program = Finishing(WEIGH, None)._program(family)
     text = str(jax.make_jaxpr(program)([], None, others, reports, [None] * len(family.members)))
     return re.sub(r"0x[0-9a-f]+", "", text)

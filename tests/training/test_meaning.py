@@ -63,7 +63,7 @@ def test_every_field_that_a_need_names_exists():
         ([("denoise.width", "4")], "denoise.width has no meaning with denoise.enabled = false"),
         ([("subspace.rank", "4")], 'subspace.rank has no meaning with subspace.method = "none"'),
         ([("data.cache", "x")], "data.cache has no meaning, as no phase has features ="),
-        ([("data.cache", "")], "data.cache is empty"),
+        ([("data.cache", "")], "data.cache is an empty text"),
         ([("data.text_column", "a")], 'data.text_column has no meaning for data.source = "tweets"'),
         ([("model.train", "all")], "model.train has no meaning where every phase has a train of its own"),
         ([("model.path", "a\nb")], "leave characters out that cannot be printed"),
