@@ -122,4 +122,4 @@ def test_somewhat_larger_gradients_are_held_where_that_saves_work(
     np.testing.assert_allclose(norms, expected, rtol=1e-5)
     # Weights allow for what rounding may do, which differs from one way to a norm to the other.
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
-        np.testing.assert_allclose(x, y, rtol=5e-4, atol=1e-6)
+        np.testing.assert_allclose(x, y, rtol=5e-4, atol=2e-5)
