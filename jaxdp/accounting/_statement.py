@@ -23,7 +23,7 @@ OUTSIDE_THE_GUARANTEE = (
     "the label set and the tokenizer, taken as public",
     "the number of training examples, taken as public",
     "hyperparameters chosen by looking at the training data, by other runs on it included",
-    "floating-point rounding of the noise and the sums: the analysis is in exact arithmetic",
+    "that the noise is made of floating-point numbers, of finite precision and range, and not of real ones",
     "the pseudorandom generator (Threefry-2x32), taken as truly random, and the secrecy of its key",
     "time, memory use and other side channels of the computer that trains",
 )
@@ -45,6 +45,9 @@ class Phase:
         sampling_probability: probability that an example is drawn in a step.
         expected_batch_size: mean number of examples in a batch.
         padded_batch_size: most examples in a batch.
+        rounding: by what share of the clipping norm the noise is larger for what floating-point rounding may add to
+            one example's influence on the sum; None in statements that do not say.
+        grid: by what share more for rounding sums and noise to a public grid; None where there is no grid.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Phase:
     sampling_probability: float
     expected_batch_size: float
     padded_batch_size: int
+    rounding: float | None = None
+    grid: float | None = None
 
     @classmethod
     def of(
@@ -70,6 +75,8 @@ class Phase:
         noise_multiplier: float | int,
         num_steps: int,
         clipping_norm: float | int | None = None,
+        rounding: float | None = None,
+        grid: float | None = None,
     ) -> "Phase":
         """The phase that these objects run, so that no number is typed in twice.
 
@@ -81,6 +88,8 @@ class Phase:
             noise_multiplier: standard deviation of the noise divided by the sensitivity.
             num_steps: number of noisy releases, at least 1.
             clipping_norm: bound on the norm of one example's contribution; None where no single number is.
+            rounding: what `per_example_grad(loss)(params, batch).slack().total` says of the gradients.
+            grid: the grid given to `add_gaussian_noise`.
 
         Returns:
             The phase with its event.
@@ -102,6 +111,8 @@ class Phase:
             sampling_probability=sampling.sampling_probability,
             expected_batch_size=sampling.expected_batch_size,
             padded_batch_size=sampling.padded_batch_size,
+            rounding=rounding,
+            grid=grid,
         )
 
 

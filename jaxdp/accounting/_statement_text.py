@@ -71,6 +71,8 @@ def _phase(phase: "Phase") -> list[str]:
         *_row("steps", str(phase.num_steps)),
         *_row("noise multiplier", f"{phase.noise_multiplier:.6g}"),
         *_row("clipping norm", norm),
+        *(_row("rounding", _rounding(phase)) if phase.rounding is not None else []),
+        *(_row("grid", _grid(phase)) if phase.grid is not None else []),
         *[line for words in _estimates(phase) for line in _row("norm estimates", words)],
         *_row("sampling", phase.sampling),
         *_row("examples", str(phase.num_examples)),
@@ -79,6 +81,22 @@ def _phase(phase: "Phase") -> list[str]:
         *_row("padded batch size", str(phase.padded_batch_size)),
         *_row("event", repr(phase.event).replace("DpEvent(", "(")),
     ]
+
+
+def _rounding(phase: "Phase") -> str:
+    added = _number(100 * (phase.rounding or 0.0))
+    return (
+        f"in floating point one example moves the sum by at most {added} % more than the clipping norm, which "
+        "the noise covers"
+    )
+
+
+def _grid(phase: "Phase") -> str:
+    added = _number(100 * (phase.grid or 0.0))
+    return (
+        "the sum and the noise are rounded to multiples of a public power of two, which moves the sum by at most "
+        f"{added} % more, which the noise covers"
+    )
 
 
 def _estimates(phase: "Phase") -> list[str]:

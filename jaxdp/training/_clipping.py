@@ -59,6 +59,7 @@ def private_mean(
     expected_batch_size: float,
     key: PRNGKeyArray,
     with_stddev: bool,
+    grid: float | None = None,
 ) -> optax.GradientTransformation:
     """Clip, noise, divide by the expected batch size."""
     spec = clip_spec(phase, clipping, groups)
@@ -71,6 +72,7 @@ def private_mean(
         "normalize": spec.normalize,
         "noise_shape": spec.noise_shape,
         "with_stddev": with_stddev,
+        "grid": grid,
     }
     if not clipping.adaptive:
         return transforms.dpsgd(max_norm=spec.max_norm, norm=spec.norm, **options)

@@ -42,6 +42,11 @@ class PrivacyConfig(Section):
     )
     delta: Annotated[Delta, _GUARANTEED] = Field(1e-5, description="the guarantee's delta")
     accountant: Annotated[Literal["pld", "rdp"], _GUARANTEED] = Field("pld", description='"pld" (tight) or "rdp"')
+    grid: Annotated[Share | None, _GUARANTEED] = Field(
+        None,
+        description="round sums and noise to a public grid, so that the lowest bits of what is released tell nothing: "
+        "the share of the sensitivity that this may add, such as 0.01",
+    )
 
     @model_validator(mode="after")
     def _one_of_epsilon_and_noise(self) -> "PrivacyConfig":

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class Job:
       checkpoints: where the state is saved.
       journal: what was noted of earlier steps, so that none is made again on another sum.
       display: what the user sees.
+      state_rounding: called with a phase's number and what its noise covers for rounding, before its first step.
       stop: whether the user wants to stop.
       layout: where arrays lie.
       seconds: for each phase by name, seconds and steps that were timed.
@@ -90,6 +91,7 @@ class Job:
     checkpoints: Checkpoints
     journal: Journal
     display: Display
+    state_rounding: Callable[[int, float], None]
     stop: StopRequest
     layout: Layout = dataclasses.field(default_factory=Layout)
     seconds: dict[str, list[float]] = dataclasses.field(default_factory=dict)
@@ -168,6 +170,8 @@ def _run_phase(job: Job, index: int, state: TrainState) -> TrainState:
         _evaluate(job, phase, state, frozen, data)
     if done == 0:
         _check_start(data.evaluate(frozen | state.params, data.held_out[:1]))
+    if phase.noise_multiplier is not None:
+        job.state_rounding(index, step.rounding(state, frozen, train))
     job.display.begin(phase.config.name, phase.first_step, done, phase.last_step)
     while done < phase.last_step:
         job.journal.claim(done + 1, job.total, took)
@@ -273,6 +277,7 @@ def phase_transformation(plan: Plan, index: int, key: jax.Array) -> optax.Gradie
         plan.config.denoise,
         plan.config.subspace_of(phase.config),
         phase.groups,
+        plan.config.privacy.grid,
     )
 
 

@@ -54,6 +54,14 @@ def write_manifest(run: RunDirectory, task: Task, plan: dict[str, Any], files: d
     )
 
 
+def write_texts(run: RunDirectory, manifest: dict[str, Any], files: dict[Path, str]) -> None:
+    """Write other texts of the run's files, the manifest first: from it they are restored."""
+    texts = manifest["files"] | {path.name: text for path, text in files.items()}
+    write_sealed(run.manifest, manifest | {"files": texts})
+    for path, text in files.items():
+        write_text(path, text)
+
+
 def read_manifest(run: RunDirectory) -> dict[str, Any]:
     """What was noted when the run began."""
     return read_sealed(run.manifest)

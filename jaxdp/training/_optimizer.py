@@ -83,6 +83,7 @@ def make_transformation(
     denoise: DenoiseConfig | None = None,
     subspace: SubspaceConfig | None = None,
     groups: GroupNames | None = None,
+    grid: float | None = None,
 ) -> optax.GradientTransformation:
     """Clip, noise, mean, denoising if wanted, update rule.
 
@@ -99,6 +100,7 @@ def make_transformation(
         expected_batch_size=expected_batch_size,
         key=key,
         with_stddev=denoiser is not None or phase.optimizer == "adam_corrected",
+        grid=grid,
     )
     return _updates(phase, private, denoiser, subspace, key)
 

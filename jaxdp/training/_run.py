@@ -1,5 +1,6 @@
 """`train` and `resume`: from a configuration to a finished run directory."""
 
+import functools
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from jaxtyping import PRNGKeyArray
 
 from jaxdp import sampling
 from jaxdp._files import write_text
+from jaxdp.accounting import PrivacyStatement
 from jaxdp.training._checkpoint import Checkpoints, DamagedCheckpoint
 from jaxdp.training._config import Config
 from jaxdp.training._config_io import dump_config, load_config
@@ -38,13 +40,14 @@ from jaxdp.training._manifest import (
     restore_files,
     write_key,
     write_manifest,
+    write_texts,
 )
 from jaxdp.training._mesh import make_layout, mesh_sizes
 from jaxdp.training._metrics import MetricsLog
 from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
 from jaxdp.training._processes import check_processes, of_the_first, run_directory
 from jaxdp.training._run_directory import RunDirectory
-from jaxdp.training._statement import make_statement
+from jaxdp.training._statement import make_statement, with_rounding
 from jaxdp.training._stored import remove_left_over
 from jaxdp.training._task import Task
 from jaxdp.training._tasks import load_task
@@ -256,7 +259,19 @@ def _job(
     features = run.features if cache is None else Path(cache).expanduser()
     remove_left_over(features)
     layout = make_layout(plan.config.mesh, task.params)
-    return Job(plan, task, features, checkpoints, journal, display, stop, layout)
+    state_rounding = functools.partial(_state_rounding, run)
+    return Job(plan, task, features, checkpoints, journal, display, state_rounding, stop, layout)
+
+
+def _state_rounding(run: RunDirectory, index: int, rounding: float) -> None:
+    """Write what a phase's noise covers for rounding into the statement; the most of it, on whatever meshes it runs."""
+    manifest = read_manifest(run)
+    statement = PrivacyStatement.from_json(manifest["files"][run.statement_json.name])
+    if (statement.phases[index].rounding or 0.0) >= rounding:
+        return
+    statement = with_rounding(statement, index, rounding)
+    texts = {run.statement_json: statement.to_json() + "\n", run.statement_text: statement.to_text()}
+    write_texts(run, manifest, texts)
 
 
 def _announce(plan: Plan, display: Display) -> None:

@@ -62,9 +62,8 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         given, released = plan.config.clipping, _released(plan.config, phase)
         mechanism = (
             f"sum of {released} clipped to {_bound(plan, phase)} (rule {given.rule}, "
-            f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise for that norm "
-            f"and for what rounding may add to it, into "
-            f"{phase.config.optimizer}{_counts(plan, phase)}"
+            f"groups {_groups(phase, given)}, norms {_norms(given)}), plus Gaussian noise for that norm and for what "
+            f"rounding may add to it, into {phase.config.optimizer}{_counts(plan, phase)}"
         )
     full = isinstance(sampler, sampling.FullBatch)
     # With estimated norms or adaptive thresholds no single number bounds a contribution.
@@ -81,7 +80,15 @@ def _phase(plan: Plan, phase: PhasePlan) -> accounting.Phase:
         sampling_probability=sampler.sampling_probability,
         expected_batch_size=sampler.expected_batch_size,
         padded_batch_size=sampler.padded_batch_size,
+        grid=None if phase.noise_multiplier is None else plan.config.privacy.grid,
     )
+
+
+def with_rounding(statement: accounting.PrivacyStatement, index: int, rounding: float) -> accounting.PrivacyStatement:
+    """The statement with what the noise of one phase covers for rounding, which its step tells when it is traced."""
+    phases = list(statement.phases)
+    phases[index] = dataclasses.replace(phases[index], rounding=rounding)
+    return dataclasses.replace(statement, phases=tuple(phases))
 
 
 def _released(config: Config, phase: PhasePlan) -> str:

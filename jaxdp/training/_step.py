@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from jaxdp import per_example_grad, sampling
 from jaxdp._shown import of_shapes
 from jaxdp.per_example import Placement
+from jaxdp.transforms._told_slack import told_slack
 
 PyTree = Any
 Params = dict[str, Array]
@@ -41,11 +42,16 @@ class StepFunction:
 
     Attributes:
       run: `(state, frozen, data) -> (state, private)`; the given state's buffers are reused.
-      traces: one entry for each time it was compiled.
+      traces: one entry for each time it was traced: the share of the clipping norm that the noise covers for rounding.
     """
 
     run: Callable[[TrainState, Params, PyTree], tuple[TrainState, dict[str, Array]]]
-    traces: list[int]
+    traces: list[float]
+
+    def rounding(self, state: TrainState, frozen: Params, data: PyTree) -> float:
+        """That share, before anything is run."""
+        jax.eval_shape(self.run, state, frozen, data)
+        return max(self.traces)
 
 
 def make_step(
@@ -81,10 +87,9 @@ def make_step(
     Returns:
       The compiled step.
     """
-    traces: list[int] = []
+    traces: list[float] = []
 
     def step(state: TrainState, frozen: Params, data: PyTree) -> tuple[TrainState, dict[str, Array]]:
-        traces.append(len(traces))
         streams = sampling.streams(state.key)
         if isinstance(sampler, sampling.FullBatch) and placement is None:
             # A gather of all rows would be a copy of the whole data set.
@@ -102,7 +107,9 @@ def make_step(
         grads = per_example_grad(lambda p, example: loss(p, fixed, example))(
             params, batch, mask=mask, microbatch_size=microbatch_size, placement=placement, shuffled=True
         )
-        updates, opt_state = transformation.update(grads, state.opt_state, params)  # pyright: ignore
+        with told_slack() as slacks:
+            updates, opt_state = transformation.update(grads, state.opt_state, params)  # pyright: ignore
+        traces.append(max(slacks, default=0.0))
         updated = state.params | optax.apply_updates(params, updates)  # pyright: ignore
         private = {} if private_metrics_norm is None else _private(grads, mask, private_metrics_norm)
         return TrainState(updated, opt_state, state.key, state.step + 1), private

@@ -41,6 +41,7 @@ def dpsgd(
     normalize: bool = False,
     noise_shape: NoiseShape = "isotropic",
     with_stddev: bool = False,
+    grid: float | int | None = None,
 ) -> DPSGD:
     r"""Privatised mean gradient $\frac1b\big(\sum_i w_i g_i + \mathcal N(0, (\sigma S)^2 I)\big)$.
 
@@ -57,6 +58,7 @@ def dpsgd(
       normalize: as in `clip`.
       noise_shape: how the noise is shared out over the groups, as in `clip`.
       with_stddev: return a `NoisyGradient` for `rmt_denoise` and others to follow, as in `add_gaussian_noise`.
+      grid: the share of the sensitivity that rounding to a grid may add, as in `add_gaussian_noise`; None for no grid.
 
     Returns:
       An `optax.GradientTransformation` from `PerExampleGrads` to a plain pytree; chain any optimiser after it. Its
@@ -83,7 +85,7 @@ def dpsgd(
     clipping = clip(
         max_norm, groups=groups, norm=norm, rule=rule, normalize=normalize, noise_shape=noise_shape, key=key
     )
-    return _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev)
+    return _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev, grid)
 
 
 @takes_numbers
@@ -102,6 +104,7 @@ def adaptive_dpsgd(
     normalize: bool = False,
     noise_shape: NoiseShape = "isotropic",
     with_stddev: bool = False,
+    grid: float | int | None = None,
 ) -> DPSGD:
     r"""`dpsgd` whose clipping thresholds follow a quantile of the gradients' norms.
 
@@ -157,7 +160,7 @@ def adaptive_dpsgd(
         normalize=normalize,
         noise_shape=noise_shape,
     )
-    private = _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev)
+    private = _private_mean(clipping, noise_multiplier, expected_batch_size, key, with_stddev, grid)
 
     def init(params: PyTree) -> Any:
         clipping.check_noise_multiplier(noise_multiplier, params)
@@ -172,8 +175,9 @@ def _private_mean(
     expected_batch_size: float | int,
     key: PRNGKeyArray,
     with_stddev: bool,
+    grid: float | int | None,
 ) -> DPSGD:
-    noise = add_gaussian_noise(noise_multiplier, key, with_stddev=with_stddev)
+    noise = add_gaussian_noise(noise_multiplier, key, with_stddev=with_stddev, grid=grid)
     chain = optax.chain(clipping, noise, optax.scale(1.0 / expected_batch_size))
     return _carrying(DPSGD(chain.init, chain.update), clipping, noise_multiplier, expected_batch_size)
 

@@ -18,7 +18,9 @@ from jaxdp._shown import of_shapes, setting
 from jaxdp._wide import as_like, as_real, is_complex, wide
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
+from jaxdp.transforms._noise_grid import Grid, add_noise
 from jaxdp.transforms._noisy_gradient import NoisyGradient
+from jaxdp.transforms._told_slack import tell_slack
 
 PyTree = Any
 
@@ -42,7 +44,7 @@ class GaussianNoiseState(NamedTuple):
 
 @takes_numbers
 def add_gaussian_noise(
-    noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False
+    noise_multiplier: float | int, key: PRNGKeyArray, *, with_stddev: bool = False, grid: float | int | None = None
 ) -> optax.GradientTransformation:
     r"""Add $\mathcal N(0, (\sigma S)^2 I)$ to a clipped sum, S being the sensitivity the sum carries.
 
@@ -55,20 +57,27 @@ def add_gaussian_noise(
     is a real vector of twice the length: its real and its imaginary part have noise of that std each. On a mesh
     (`jaxdp.parallel`) every device draws its own part of it, and the values are those of one device.
 
+    With a grid, the sum and the noise are both rounded to multiples of a public power of two, so that no bit of a
+    release depends on a sum's lowest bits, as it may where floats of noise are added to floats (Mironov 2012). The
+    spacing is the largest power of two g with $g \sqrt d \le$ `grid` $\cdot S$ for d parameters; rounding may enlarge
+    the sensitivity by no more than that share, and the noise is for $(1 + $ `grid` $)\,S$.
+
     Args:
       noise_multiplier: $\sigma \ge 0$, the noise's std as a multiple of the sensitivity; 0 gives no privacy.
       key: a typed PRNG key, as from `jaxdp.sampling.key_from_entropy()`. Whoever knows it can remove the noise.
       with_stddev: return a `NoisyGradient`, which carries the std of the noise to what follows and needs it, such as
         `rmt_denoise`; a scalar product (`optax.scale`) keeps it right, and anything else is refused.
+      grid: the share of the sensitivity that rounding to a grid may add, in (0, 1], such as 0.01; None for no grid.
 
     Returns:
       An `optax.GradientTransformation` whose `update` takes a `ClippedSum` and returns a plain pytree (or a
       `NoisyGradient`), from which anything may be computed freely (post-processing).
 
     Raises:
-      TypeError: the key is no typed key; at update, the input is not a `ClippedSum`.
-      ValueError: the noise multiplier is negative or not finite; at update, what else is released about the same
-        examples leaves nothing for the sum, or gradients are cut over devices and the key is no threefry key.
+      TypeError: the key is no typed key, or the grid no number; at update, the input is not a `ClippedSum`.
+      ValueError: the noise multiplier is negative or not finite, or the grid not in (0, 1]; at update, what else is
+        released about the same examples leaves nothing for the sum, or gradients are cut over devices and the key is no
+        threefry key.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxdp
@@ -79,6 +88,7 @@ def add_gaussian_noise(
 
     References:
       Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133.
+      Mironov, On significance of the least significant bits for differential privacy, CCS 2012.
     """
     if not is_number(noise_multiplier):
         raise TypeError(
@@ -86,6 +96,7 @@ def add_gaussian_noise(
         )
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
         raise ValueError(f"noise_multiplier is {noise_multiplier}: it must be finite and not negative.")
+    check_grid(grid)
     check_key(key)
 
     def init(params: PyTree) -> GaussianNoiseState:
@@ -101,6 +112,7 @@ def add_gaussian_noise(
                 "put jaxdp.transforms.clip directly before it in the chain."
             )
         own_multiplier = updates.noise_multiplier(noise_multiplier)
+        tell_slack(updates.slack)
         leaves, treedef = jax.tree.flatten(updates.tree)
         # Half-precision noise has few distinct values and no tails.
         full = [wide(leaf) for leaf in leaves]
@@ -112,9 +124,15 @@ def add_gaussian_noise(
         if updates.shardings is not None:
             check_generator(state.key)
             shardings = treedef.flatten_up_to(updates.shardings)
-        stddevs = [jnp.asarray(own_multiplier * scale, x.dtype) for x, scale in zip(parts, scales, strict=True)]
-        spread = [s[..., None] if s.ndim and is_complex(x) else s for s, x in zip(stddevs, full, strict=True)]
-        noisy = _with_noise(parts, spread, state.key, state.count, shardings)
+        scales = [jnp.asarray(scale, x.dtype) for x, scale in zip(parts, scales, strict=True)]
+        spacings = None
+        if grid is not None and leaves:
+            every = Grid(float(grid), sum(x.size for x in parts))
+            spacings = [_for_parts(every.spacing(scale), x) for scale, x in zip(scales, full, strict=True)]
+            scales = [every.enlarged(scale) for scale in scales]
+        stddevs = [own_multiplier * scale for scale in scales]
+        spread = [_for_parts(stddev, x) for stddev, x in zip(stddevs, full, strict=True)]
+        noisy = _with_noise(parts, spread, spacings, state.key, state.count, shardings)
         gradient = treedef.unflatten([as_like(x, leaf) for x, leaf in zip(noisy, full, strict=True)])
         if with_stddev:
             gradient = NoisyGradient(gradient, treedef.unflatten(stddevs))
@@ -123,9 +141,28 @@ def add_gaussian_noise(
     return optax.GradientTransformation(init, update)
 
 
+def check_grid(grid: Any) -> None:
+    """Refuse what is no share of the sensitivity."""
+    if grid is None:
+        return
+    if not is_number(grid):
+        raise TypeError(f"grid is {setting(grid)}: give the share of the sensitivity that rounding may add, or None.")
+    if not 0 < grid <= 1:
+        raise ValueError(
+            f"grid is {grid}: give the share of the sensitivity that rounding may add, above 0 and up to 1, such as "
+            "0.01; None for no grid."
+        )
+
+
+def _for_parts(scale: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
+    """What is the same for the real and the imaginary part of each entry."""
+    return scale[..., None] if scale.ndim and is_complex(x) else scale
+
+
 def _with_noise(
     leaves: Sequence[Array],
     stddevs: Sequence[Float[Array, "..."]],
+    spacings: Sequence[Float[Array, "..."]] | None,
     key: PRNGKeyArray,
     count: Int[Array, ""],
     shardings: Sequence[NamedSharding | None],
@@ -143,7 +180,7 @@ def _with_noise(
     uncut = all(sharding is None for sharding in shardings)
     if all(own) and uncut and jax.default_backend() == "cpu":
         words = jax.random.key_data(key)
-        return add_in_blocks(leaves, stddevs, derived_words(words, _NOISE_TAG, count), chunks, words[0])
+        return add_in_blocks(leaves, stddevs, spacings, derived_words(words, _NOISE_TAG, count), chunks, words[0])
     place = {i: (c.start[0], c.start[1] * block + o) for c in chunks for i, o in zip(c.leaves, c.offsets, strict=True)}
     noisy = list(leaves)
     for (shape, dtype, sharding, mine), members in _alike(leaves, shardings, own):
@@ -152,7 +189,7 @@ def _with_noise(
         which = jnp.asarray([place[i] for i in members] if mine else members, jnp.uint32)
         rows = _rows(draw, which, sharding)
         for row, i in enumerate(members):
-            noisy[i] = leaves[i] + stddevs[i] * rows[row]
+            noisy[i] = add_noise(leaves[i], stddevs[i], rows[row], None if spacings is None else spacings[i])
     return noisy
 
 

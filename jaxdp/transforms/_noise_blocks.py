@@ -15,6 +15,7 @@ from jaxtyping import Array, Complex, Float, Int, UInt32
 
 from jaxdp._late import zero_after
 from jaxdp._normals import BLOCK, block_of_pairs
+from jaxdp.transforms._noise_grid import add_noise
 
 # Numbers that may always be drawn together (16 MB of float32); more only for a parameter that is larger.
 TOGETHER = 1 << 22
@@ -75,11 +76,12 @@ def chunks_of(sizes: Sequence[int]) -> list[Chunk]:
 def add_in_blocks(
     leaves: Sequence[Float[Array, "..."]],
     stddevs: Sequence[Float[Array, "..."]],
+    spacings: Sequence[Float[Array, "..."]] | None,
     words: UInt32[Array, "2"],
     chunks: Sequence[Chunk],
     anything: UInt32[Array, ""],
 ) -> list[Array]:
-    """Every leaf with noise of its std. No more than one chunk or two lie in memory.
+    """Every leaf with noise of its std, on a grid if there is one. No more than one chunk or two lie in memory.
 
     `anything` is a value that the compiler does not know.
     """
@@ -92,7 +94,8 @@ def add_in_blocks(
         drawn = _draw(empty, words, chunk)
         for i in chunk.leaves:
             normals = jax.lax.dynamic_slice(drawn.ravel(), (next(starts),), (leaves[i].size,))
-            noisy[i] = leaves[i] + stddevs[i] * normals.reshape(leaves[i].shape)
+            spacing = None if spacings is None else spacings[i]
+            noisy[i] = add_noise(leaves[i], stddevs[i], normals.reshape(leaves[i].shape), spacing)
         before = drawn
     return noisy
 

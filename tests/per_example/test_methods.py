@@ -10,7 +10,7 @@ import pytest
 
 import jaxdp
 from tests.certified import assert_certified
-from tests.per_example.model_zoo import BATCH, DROPOUT, ZOO, Case
+from tests.per_example.model_zoo import BATCH, DROPOUT, WAYS, ZOO, Case
 
 TOLERANCE = 1e-5
 
@@ -60,9 +60,24 @@ SLOWEST = ("linen_transformer", "complex_views", "branches")
 QUICK = {(name, "fused") for name in ZOO if name not in SLOWEST}
 
 
-# With dropout, one method in every run: `fused` has all that the others have. Linen's random bits compile longest.
-LONG = {(name, method) for name in DROPOUT for method in ("ghost", "bookkeeping")}
-LONG |= {(name, "fused") for name in DROPOUT if "linen" in name}
+# With dropout, each way to make keys with one model and one method in every run: `fused` has all that the others have.
+IN_EVERY_RUN = {
+    "dense_net, split",
+    "wide_dense_sequence, raw split",
+    "scanned_checkpointed_transformer, raw split again and again",
+    "conditional, split again and again",
+    "equinox_mlp, fold_in",
+    "loop_indexed_stack, raw fold_in",
+    "recurrent, raw wrapped",
+    "carried_weight, nnx.Rngs",
+    "scalar_parameter, raw nnx.Rngs",
+}
+LONG = {(name, method) for name in (*DROPOUT, *SLOWEST) for method in ("ghost", "bookkeeping")}
+LONG |= {(name, "fused") for name in DROPOUT if name not in IN_EVERY_RUN}
+
+
+def test_every_way_to_make_keys_is_in_every_run() -> None:
+    assert {name.split(", ")[1] for name in IN_EVERY_RUN} == set(WAYS) and set(DROPOUT) >= IN_EVERY_RUN
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,10 @@ LONG |= {(name, "fused") for name in DROPOUT if "linen" in name}
         pytest.param(
             name,
             method,
-            marks=[pytest.mark.quick] * ((name, method) in QUICK) + [pytest.mark.slow] * ((name, method) in LONG),
+            # In one worker, which makes the gradients that all are compared with once.
+            marks=[pytest.mark.xdist_group(name)]
+            + [pytest.mark.quick] * ((name, method) in QUICK)
+            + [pytest.mark.slow] * ((name, method) in LONG),
         )
         for name in (*ZOO, *DROPOUT)
         for method in ("ghost", "bookkeeping", "fused")
@@ -150,7 +168,7 @@ def test_norms_and_weighted_sums_by_themselves(name: str, method: str) -> None:
         ("tied_embedding_and_head", "all"),
         ("recurrent", "all"),
         ("fourier_layers", "layer"),
-        ("branches", "all"),
+        pytest.param("branches", "all", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import stat
 import tomllib
@@ -15,6 +16,8 @@ import jaxdp
 from jaxdp import accounting, models, sampling, training
 from jaxdp.training import Interrupted, RunDirectory, UserError
 from jaxdp.training._loop import phase_transformation
+from jaxdp.training._manifest import check_files, read_manifest
+from jaxdp.training._run import _state_rounding
 from jaxdp.training._sealed import sealed
 
 from .small import Quiet, head_only, two_phases, write_table
@@ -106,6 +109,33 @@ def test_the_statement_is_that_of_the_plan_and_says_what_a_known_seed_means(fini
     assert "do not know the seed" in statement.setting
     assert "do not know the seed" in " ".join(run.statement_text.read_text().split())
     assert "checkpoints/" in " ".join(statement.outside_the_guarantee)
+    # What each phase's noise covers for rounding, which only its step tells.
+    assert all(0 < phase.rounding < 0.05 and phase.grid is None for phase in statement.phases)
+    assert "% more than the clipping norm, which the noise covers" in " ".join(run.statement_text.read_text().split())
+    assert run.statement_text.read_text() in (run.path / "report.md").read_text()
+
+
+def test_a_grid_is_named_in_the_statement_and_its_noise_is_larger(tmp_path, table, tiny_model):
+    path = tmp_path / "small.toml"
+    path.write_text(head_only(table, tiny_model, privacy="noise_multiplier = 1.0\ngrid = 0.02"))
+    run = training.RunDirectory(training.train(training.load_config(path), tmp_path / "run", Quiet(), seed=SEED))
+    statement = accounting.PrivacyStatement.from_json(run.statement_json.read_text())
+    assert [phase.grid for phase in statement.phases] == [0.02]
+    text = " ".join(run.statement_text.read_text().split())
+    assert "rounded to multiples of a public power of two, which moves the sum by at most 2 % more" in text
+
+
+def test_what_rounding_takes_is_stated_before_the_first_step_and_the_most_of_it_stays(finished, tmp_path):
+    run, _ = finished
+    copy = training.RunDirectory(shutil.copytree(run.path, tmp_path / "copy"))
+    before = accounting.PrivacyStatement.from_json(copy.statement_json.read_text())
+    largest = before.phases[1].rounding
+    for rounding, expected in ((largest / 2, largest), (largest * 2, largest * 2), (largest, largest * 2)):
+        _state_rounding(copy, 1, rounding)
+        found = accounting.PrivacyStatement.from_json(copy.statement_json.read_text())
+        assert found.phases[1].rounding == expected and found.phases[0] == before.phases[0]
+        assert copy.statement_text.read_text() == found.to_text()
+        check_files(copy, read_manifest(copy))
 
 
 def test_the_report_is_one_page_with_its_pictures(finished):

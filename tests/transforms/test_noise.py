@@ -83,7 +83,7 @@ def test_whatever_the_key_is_no_two_parameters_share_a_draw(word):
     key = jax.random.wrap_key_data(jnp.asarray([word, 7], jnp.uint32))
     leaves = [jnp.zeros(shape) for shape in ((50,), (50,), (50,), (50,), (60,), (60,), (70,), (BLOCK,), (BLOCK + 1,))]
     ones, uncut = [jnp.ones(())] * len(leaves), [None] * len(leaves)
-    draws = jax.jit(lambda: _with_noise(leaves, ones, key, jnp.int32(0), uncut))()
+    draws = jax.jit(lambda: _with_noise(leaves, ones, None, key, jnp.int32(0), uncut))()
     assert [draw.shape for draw in draws] == [leaf.shape for leaf in leaves]
     # So few numbers of float32 do not coincide by chance.
     some = np.concatenate([part for draw in draws for part in (draw[:50], draw[-50:]) if len(draw) >= 100])
@@ -98,7 +98,7 @@ def test_the_noise_does_not_depend_on_what_it_is_added_to(key, backend, monkeypa
     values.append(jnp.zeros((200, 300)))
     stddevs, count = [jnp.float32(0.5)] * len(values), jnp.int32(3)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    noisy = jax.jit(lambda xs: _with_noise(xs, stddevs, key, count, [None] * len(xs)))(values)
+    noisy = jax.jit(lambda xs: _with_noise(xs, stddevs, None, key, count, [None] * len(xs)))(values)
     stream = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"jaxdp.transforms.add_gaussian_noise")), 3)
     numbers = np.asarray(standard_normal(stream, (sum(x.size for x in values),), jnp.float32))
     places = np.cumsum([0, *(x.size for x in values)])
@@ -139,7 +139,7 @@ def test_numbers_of_other_dtypes_and_generators_are_as_independent(key):
     leaves = [jnp.zeros(SIZE // 10), jnp.zeros(SIZE // 10), jnp.zeros((SIZE // 100, 10))]
     for generator in (jax.random.key(3, impl="rbg"), key):
         with jax.threefry_partitionable(generator is not key):
-            draw = lambda n: _with_noise(leaves, [jnp.ones(())] * 3, generator, jnp.int32(n), [None] * 3)
+            draw = lambda n: _with_noise(leaves, [jnp.ones(())] * 3, None, generator, jnp.int32(n), [None] * 3)
             draws = [*draw(0), *draw(1)]
         for i, x in enumerate(draws):
             assert abs(float(jnp.std(x)) - 1) < 5 / np.sqrt(SIZE / 5)
