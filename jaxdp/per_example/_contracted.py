@@ -110,7 +110,12 @@ class Contracted(Use):
         examples = self.choice.examples
         found = meeting_of_products((k, terms, c, p), dtype, self.eqn.params["precision"], examples)
         in_one_go = self.reuses_gradient([jax.ShapeDtypeStruct(ct_shape, dtype)])
-        return found._replace(links=max(found.links, examples), tree=False) if in_one_go else found
+        if not in_one_go:
+            return found
+        # A few examples' gradients at a time, and then the next.
+        return found._replace(
+            rows=max(found.rows, min(BLOCK_ROWS, examples)), links=max(found.links, examples), tree=False
+        )
 
     def weighted_sum(
         self,

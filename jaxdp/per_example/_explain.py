@@ -26,9 +26,9 @@ from jaxdp.per_example._costs import (
     training_flops,
 )
 from jaxdp.per_example._explanation import Explanation, PlannedUse, RankCost
-from jaxdp.per_example._families import Family, Member, adds_up, clipped_last
+from jaxdp.per_example._families import Family, Member, adds_up, clipped_last, joins
 from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, assign, factor_bytes
+from jaxdp.per_example._plan import FACTOR_ALLOWANCE, Assignment, assign, factor_bytes, whole_is_smaller
 from jaxdp.per_example._prediction import MEAN_GRADIENTS, predict
 from jaxdp.per_example._projected import matrix_axes
 from jaxdp.per_example._projection import MatrixAxes
@@ -40,7 +40,7 @@ from jaxdp.per_example._use import Elementwise
 
 PyTree = Any
 
-OWN_GRADIENT = "own gradient (B x leaf)"
+OWN_GRADIENT, WHOLE_GRADIENT = "own gradient (B x leaf)", "whole gradient"
 
 
 def explain(
@@ -207,13 +207,15 @@ class _Rows:
         array = self.leaves[leaf]
         entries = math.prod(array.shape)
         itemsize = array.dtype.itemsize if self.plan is None else wide_dtype(array.dtype).itemsize
-        rows = []
-        for i, site in enumerate(self.traced.sites_of(leaf).values()):
+        sites = list(self.traced.sites_of(leaf).values())
+        chosen = self.plan is not None and joins(sites) and whole_is_smaller(self.traced, leaf)
+        rule, rows = WHOLE_GRADIENT if chosen else OWN_GRADIENT, []
+        for i, site in enumerate(sites):
             cost = gradient_of_use(site).times(runs(site.loops))
             if i == 0:
                 cost = cost + Cost(4.0 * entries, 2.0 * itemsize * entries)
             held = entries * itemsize if i == 0 else 0
-            rows.append(self._row(site, OWN_GRADIENT, "end of pass", cost, held))
+            rows.append(self._row(site, rule, "end of pass", cost, held))
         return rows
 
     def _reported(self, leaf: int) -> list[PlannedUse]:

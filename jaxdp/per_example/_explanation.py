@@ -17,7 +17,8 @@ class PlannedUse:
       rule: how the norm is found. `"Gram"`, `"product"` or `"tiled product"` of the factors; `"product, once"` for
         both the norm and the sum; `"Hutchinson"` or `"Hutch++"`, estimated from random probes; `"rows"` of a table,
         sorted; `"elementwise"`; `"one gradient at a time"`, by the equation's own derivative; `"own gradient (B x
-        leaf)"`, stored for each example. `", joint"` where several runs or uses make one norm, whose cost stands in the
+        leaf)"`, stored for each example, or `"whole gradient"` where it is small beside the factors of several uses or
+        runs that make it. `", joint"` where several runs or uses make one norm, whose cost stands in the
         row of the first.
       clipped: where the weight is known and the sum is made: `"in the use"`, `"in the loop step"`, `"end of pass"` or
         `"second pass"`.

@@ -11,6 +11,7 @@ from jaxdp.per_example._contracted import Contracted
 from jaxdp.per_example._convolved import Convolved
 from jaxdp.per_example._costs import kept_product, norm_of_use, sum_of_use
 from jaxdp.per_example._families import Family, Member, Part, adds_up, after, clipped_last, joins
+from jaxdp.per_example._gathered import Gathered
 from jaxdp.per_example._groups import Groups
 from jaxdp.per_example._sites import Loop, Site
 from jaxdp.per_example._taps import Key, Mode, Port
@@ -25,6 +26,11 @@ FACTOR_ALLOWANCE = 1.0
 # How much larger than its factors a gradient of a matrix may be that is kept instead of them to save work. Factors keep
 # a layer's input until the end of the pass, gradients let it go: at this ratio neither needs more memory (measured).
 _MORE = 1.5
+
+# A parameter that is used several times has its whole gradient made for each example where that is no larger than so
+# many times the factors of its uses: its norm and what is added to the sum are then the same numbers, also where the
+# uses cancel.
+WHOLE_GRADIENTS = 2.0
 
 
 class Assignment(NamedTuple):
@@ -97,7 +103,7 @@ def _assign(traced: Traced, groups: Groups, method: str, at_the_end: str, *, kee
                 if keep_products and here and _keeps_product(traced, leaf, None, flat, at_the_end != "ghost"):
                     modes[leaf] = Mode.PRODUCT
             else:
-                modes[leaf] = Mode.REPORT if joins(sites) else Mode.OWN
+                modes[leaf] = Mode.REPORT if joins(sites) and not whole_is_smaller(traced, leaf) else Mode.OWN
         family, numbers = _family(traced, groups, leaves, None, modes)
         members = tuple(m for m in family.members if modes[m.leaf] is not Mode.GHOST)
         top.append((dataclasses.replace(family, members=members), numbers))
@@ -178,6 +184,30 @@ def _keeps_product(traced: Traced, leaf: int, body: Path | None, flat: bool = Fa
         return False
     seconds = default_machine().seconds
     return gradient <= _MORE * factors and seconds(kept_product(site).cost) < seconds(norm.cost + sum_of_use(site))
+
+
+def whole_is_smaller(traced: Traced, leaf: int) -> bool:
+    """Whether the gradient of a leaf that is used several times takes no more room than the factors of its uses."""
+    sites = list(traced.sites_of(leaf).values())
+    if traced.randomized is not None or leaf in traced.projections or leaf in traced.parts:
+        return False
+    if leaf in traced.rules or not all(site.whole and site.cts for site in sites):
+        return False
+    # An example's rows of a table are added up before anything else is done with them.
+    if all(isinstance(site.use, Gathered) for site in sites):
+        return False
+    size = lambda shapes: sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
+    runs = lambda site: math.prod(loop.length for loop in site.loops if not loop.cuts)
+    factors = sum(runs(site) * size((*site.operands.values(), *site.cts)) for site in sites)
+    site = sites[0]
+    whole = math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize
+    return whole <= WHOLE_GRADIENTS * factors
+
+
+def holds_gradients(traced: Traced, leaf: int) -> bool:
+    """Whether some method adds up whole gradients of a leaf, one for each example."""
+    sites = list(traced.sites_of(leaf).values())
+    return not _steps_add_up(sites, None) or _keeps_product(traced, leaf, None, flat=True)
 
 
 def _family(

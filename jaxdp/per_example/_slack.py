@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxdp.norms import Accumulation, kappa, meeting_of_arrays, unit
-from jaxdp.per_example._sites import Site
+from jaxdp.per_example._plan import holds_gradients
 from jaxdp.per_example._traced import Traced
 
 # What an example is found to bring is rounded up, by less than this.
@@ -51,7 +51,7 @@ class Slack(NamedTuple):
 
 def slack_of_sum(traced: Traced, batch_size: int, microbatch_size: int | None, shuffled: bool) -> Slack:
     """The slack of a clipped sum of a traced loss."""
-    found = [x for leaf in range(len(traced.stacks)) for x in _meetings(list(traced.sites_of(leaf).values()))]
+    found = [x for leaf in range(len(traced.stacks)) for x in _meetings(traced, leaf)]
     u = max((unit(site.cts[0].dtype) for site in traced.sites.values() if site.cts), default=unit(jnp.float32))
     micro = batch_size if microbatch_size is None else min(microbatch_size, batch_size)
     return _slack(found, u, batch_size, micro, shuffled)
@@ -92,9 +92,11 @@ def is_compensated(pieces: int, batch_size: int) -> bool:
     return 2 * unit(jnp.float32) * pieces * batch_size > 2 * _CHEAP
 
 
-def _meetings(sites: list[Site]) -> list[tuple[Accumulation, int]]:
+def _meetings(traced: Traced, leaf: int) -> list[tuple[Accumulation, int]]:
     """How the terms of one leaf's uses meet, with their number: they may all meet in one accumulator."""
-    sites = [site for site in sites if site.cts]
+    sites = [site for site in traced.sites_of(leaf).values() if site.cts]
+    whole = [(meeting_of_arrays(traced.examples, site.cts[0].dtype), 1) for site in sites[:1]]
+    whole = whole if holds_gradients(traced, leaf) else []
     runs = lambda site: math.prod(loop.length for loop in site.loops if not loop.cuts)
     terms = max(1, sum(site.use.terms(site.cts[0].shape) * runs(site) for site in sites))
-    return [(site.use.meeting(site.cts[0].shape, terms, site.cts[0].dtype), terms) for site in sites]
+    return [*whole, *((site.use.meeting(site.cts[0].shape, terms, site.cts[0].dtype), terms) for site in sites)]

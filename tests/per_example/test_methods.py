@@ -95,7 +95,10 @@ def test_every_way_to_make_keys_is_in_every_run() -> None:
         for method in ("ghost", "bookkeeping", "fused")
     ],
 )
-def test_every_method_and_grouping_equals_materialize(name: str, method: str) -> None:
+def test_every_method_and_grouping_equals_materialize(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if method != "fused":
+        # Gradients so small would be made as they are where several uses make them.
+        monkeypatch.setattr("jaxdp.per_example._plan.WHOLE_GRADIENTS", 0.0)
     case, grads = reference(name)
     masked = jnp.arange(BATCH) != 2
     per_example = jaxdp.per_example_grad(case.loss, method=method)
