@@ -73,8 +73,8 @@ def per_example_grad(
       ...     return 0.5 * jnp.square(example["x"] @ params["w"] - example["y"])
       >>> params = {"w": jnp.zeros(2)}
       >>> batch = {"x": jnp.array([[3.0, 4.0], [1.0, 0.0]]), "y": jnp.array([1.0, 2.0])}
-      >>> jaxdp.per_example_grad(loss)(params, batch).squared_norms()
-      Array([25.,  4.], dtype=float32)
+      >>> [f"{sq:.2f}" for sq in jaxdp.per_example_grad(loss)(params, batch).squared_norms()]
+      ['25.00', '4.00']
 
     References:
       Li et al., Large Language Models Can Be Strong Differentially Private Learners, arXiv 2110.05679.

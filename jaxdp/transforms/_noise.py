@@ -129,7 +129,8 @@ def add_gaussian_noise(
         if grid is not None and leaves:
             every = Grid(float(grid), sum(x.size for x in parts))
             spacings = [_for_parts(every.spacing(scale), x) for scale, x in zip(scales, full, strict=True)]
-            scales = [every.enlarged(scale) for scale in scales]
+            more = every.enlargement(scales)
+            scales = [scale * more.astype(scale.dtype) for scale in scales]
         stddevs = [own_multiplier * scale for scale in scales]
         spread = [_for_parts(stddev, x) for stddev, x in zip(stddevs, full, strict=True)]
         noisy = _with_noise(parts, spread, spacings, state.key, state.count, shardings)

@@ -12,7 +12,9 @@ again are exact in floating point, and the last addition rounds an exact whole n
 function of $M$.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,14 +33,23 @@ class Grid(NamedTuple):
     share: float
     entries: int
 
-    def enlarged(self, scale: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The sensitivity (or what one unit of noise multiplier is) with what rounding to the grid adds."""
-        return scale * (1 + self.share)
+    def enlargement(self, scales: Sequence[Float[Array, ""]]) -> Float[Array, ""]:
+        """What rounding to the grid multiplies all sensitivities with (or what one unit of noise multiplier is).
+
+        One number for all, as it is all entries' rounding together that it makes room for.
+        """
+        most = [self.spacing(scale) * (math.sqrt(self.entries) * (1 + 2.0**-20)) / scale for scale in scales]
+        shares = [jnp.maximum(share, self.share).astype(jnp.float32) for share in most]
+        return 1 + functools.reduce(jnp.maximum, shares) * (1 + 2.0**-20)
 
     def spacing(self, scale: Float[Array, "..."]) -> Float[Array, "..."]:
-        r"""The largest power of two with $g \sqrt d$ no more than the share of the sensitivity."""
+        r"""The largest power of two with $g \sqrt d$ no more than the share of the sensitivity.
+
+        No less than the smallest normal number, which only sensitivities near it are too small for.
+        """
         # Rounded down by more than the division rounds.
-        return largest_power_of_two(scale * (self.share / math.sqrt(self.entries) * (1 - 2.0**-20)))
+        wanted = scale * (self.share / math.sqrt(self.entries) * (1 - 2.0**-20))
+        return largest_power_of_two(jnp.maximum(wanted, jnp.finfo(wanted.dtype).tiny))
 
 
 def largest_power_of_two(x: Float[Array, "..."]) -> Float[Array, "..."]:

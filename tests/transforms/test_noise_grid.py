@@ -26,11 +26,26 @@ def released(tree, sensitivity, grid, multiplier=0.7, seed=3, **fields):
 @hypothesis.given(st.floats(1e-30, 1e30), st.floats(2**-20, 1), st.integers(1, 10**9))
 def test_the_spacing_is_a_power_of_two_that_costs_no_more_than_the_share(scale, share, entries):
     scale = np.float32(scale)
-    found = float(Grid(share, entries).spacing(jnp.float32(scale)))
+    grid = Grid(share, entries)
+    found, enlarged = (
+        float(grid.spacing(jnp.float32(scale))),
+        float(scale) * float(grid.enlargement([jnp.float32(scale)])),
+    )
     assert is_power_of_two(found)
     # In numbers of double precision: what it adds to the sensitivity.
-    assert found * np.sqrt(entries) <= share * float(scale)
-    assert 2.1 * found * np.sqrt(entries) > share * float(scale)
+    assert float(scale) + found * np.sqrt(entries) <= enlarged * (1 + 2**-22)
+    if found > np.finfo(np.float32).tiny:
+        assert found * np.sqrt(entries) <= share * float(scale)
+        assert 2.1 * found * np.sqrt(entries) > share * float(scale)
+
+
+def test_a_sensitivity_too_small_for_its_grid_is_enlarged_by_the_smallest_grid_there_is():
+    grid = Grid(2**-20, 10_000)
+    tiny = float(np.finfo(np.float32).tiny)
+    assert float(grid.spacing(jnp.float32(1e-34))) == tiny
+    # The others, too: it is one sensitivity that all entries share.
+    assert float(grid.enlargement([jnp.float32(1.0), jnp.float32(1e-34)])) >= 1 + 100 * tiny / 1e-34
+    assert 1 + 2**-20 <= float(grid.enlargement([jnp.float32(1.0)])) < 1 + 2**-19
 
 
 def test_powers_of_two_are_exact_in_double_precision_too():
@@ -79,7 +94,7 @@ def test_neighbouring_sums_stay_within_the_sensitivity_that_the_noise_is_for():
     before, after = on_grid(middle * (1 - 1e-6), spacing), on_grid(middle * (1 + 1e-6) + step, spacing)
     moved = np.linalg.norm(np.asarray(after - before, np.float64))
     assert moved > sensitivity * 1.02
-    assert moved <= float(grid.enlarged(jnp.float32(sensitivity)))
+    assert moved <= sensitivity * float(grid.enlargement([jnp.float32(sensitivity)]))
 
 
 def test_shaped_noise_has_a_spacing_for_each_group_and_the_stddev_is_told():
