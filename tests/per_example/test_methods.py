@@ -1,6 +1,7 @@
 """One battery over the one table: every method agrees with `vmap(grad)` on every model."""
 
 import functools
+from collections.abc import Iterator
 
 import chex
 import jax
@@ -15,7 +16,7 @@ from tests.per_example.model_zoo import BATCH, DROPOUT, WAYS, ZOO, Case
 TOLERANCE = 1e-5
 
 
-METHODS = ("ghost", "bookkeeping", "fused", "materialize")
+METHODS = ("fused", "bookkeeping", "ghost", "materialize")
 
 
 def clip_to(bound: float | jax.Array):
@@ -80,22 +81,43 @@ def test_every_way_to_make_keys_is_in_every_run() -> None:
     assert {name.split(", ")[1] for name in IN_EVERY_RUN} == set(WAYS) and set(DROPOUT) >= IN_EVERY_RUN
 
 
+# With one group over everything `fused` is `bookkeeping`, and with a group for every layer of several parameters, too;
+# with a group for each parameter `ghost` is what it is with one for each layer. Each grouping is in every run twice.
+GROUPINGS = {"fused": ("layer", "param"), "ghost": ("all", "layer"), "bookkeeping": ("all", "param")}
+REST = {"fused": ("all",), "ghost": ("param",), "bookkeeping": ("layer",)}
+
+
+def cells() -> Iterator[tuple[str, str, tuple[str, ...], bool]]:
+    """Model, method and groupings of each test, and whether it is for the long run."""
+    for name in (*ZOO, *DROPOUT):
+        for method in METHODS[:3]:
+            now, rest = GROUPINGS[method], REST[method]
+            # These are about what no grouping changes, or are slow.
+            if name in DROPOUT or name in SLOWEST:
+                now, rest = now[:1], (*now[1:], *rest)
+            yield name, method, now, (name, method) in LONG
+            yield name, method, rest, True
+
+
 @pytest.mark.parametrize(
-    ("name", "method"),
+    ("name", "method", "groupings"),
     [
         pytest.param(
             name,
             method,
+            groupings,
+            id=f"{name}-{method}-{'-'.join(groupings)}",
             # In one worker, which makes the gradients that all are compared with once.
             marks=[pytest.mark.xdist_group(name)]
-            + [pytest.mark.quick] * ((name, method) in QUICK)
-            + [pytest.mark.slow] * ((name, method) in LONG),
+            + [pytest.mark.quick] * (not long and (name, method) in QUICK)
+            + [pytest.mark.slow] * long,
         )
-        for name in (*ZOO, *DROPOUT)
-        for method in ("ghost", "bookkeeping", "fused")
+        for name, method, groupings, long in cells()
     ],
 )
-def test_every_method_and_grouping_equals_materialize(name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_method_and_grouping_equals_materialize(
+    name: str, method: str, groupings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if method != "fused":
         # Gradients so small would be made as they are where several uses make them.
         monkeypatch.setattr("jaxdp.per_example._plan.WHOLE_GRADIENTS", 0.0)
@@ -106,6 +128,7 @@ def test_every_method_and_grouping_equals_materialize(name: str, method: str, mo
     bound = float(np.sqrt(np.median(total)))
     plans = {"all": (bound, {}), "layer": (bound / 3, {"mask": masked}), "param": (bound / 3, {"microbatch_size": 2})}
     plans["param"][1]["mask"] = masked
+    plans = {spec: plans[spec] for spec in groupings}
 
     @jax.jit
     def run(params, batch):
