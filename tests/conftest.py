@@ -34,10 +34,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     jaxtyping.config.update("jaxtyping_disable", not checked)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole modules to one worker where they share runs or models that take long to make."""
     for item in items:
-        if _folder(item) in ("training", "models") and item.get_closest_marker("xdist_group") is None:
+        if _folder(item) in ("training", "models", "parallel") and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 

@@ -87,7 +87,8 @@ LOSSES = {
 
 
 def by_loop(loss, params) -> dict[str, np.ndarray]:
-    grads = [jax.grad(loss)(params, x) for x in BATCH_OF_TOKENS]
+    grad = jax.jit(jax.grad(loss))
+    grads = [grad(params, x) for x in BATCH_OF_TOKENS]
     return {name: np.stack([np.asarray(g[name]) for g in grads]) for name in params}
 
 
