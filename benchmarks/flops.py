@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from jaxdp.per_example._compat import dead_code_eliminated
+from jaxdp.per_example.tracing._compat import dead_code_eliminated
 
 _CALLS = {
     "jit",

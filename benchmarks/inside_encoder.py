@@ -22,11 +22,11 @@ import tyro
 
 from benchmarks import machine, tables
 from jaxdp import sampling, training
-from jaxdp.training._classifier import load_classifier
-from jaxdp.training._data import load_dataset, model_directory
-from jaxdp.training._loop import phase_transformation
-from jaxdp.training._phase_data import make_evaluation, make_phase_data
-from jaxdp.training._plan import plan_from_saved, saved_plan
+from jaxdp.training.running._loop import phase_transformation
+from jaxdp.training.running._plan import plan_from_saved, saved_plan
+from jaxdp.training.tasks._classifier import load_classifier
+from jaxdp.training.tasks._data import load_dataset, model_directory
+from jaxdp.training.tasks._phase_data import make_evaluation, make_phase_data
 
 RESULTS = "inside_encoder"
 DENOISED = ("denoise.enabled", "true")

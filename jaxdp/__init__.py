@@ -6,6 +6,7 @@ from jaxdp._lazy import lazily
 
 if TYPE_CHECKING:
     from jaxdp import accounting, parallel, per_example, sampling, transforms
+    from jaxdp.lowering import target
     from jaxdp.per_example import Explanation, PerExampleGrads, explain, per_example_grad
 
 __version__ = "0.1.0"
@@ -19,11 +20,13 @@ __all__ = [
     "per_example",
     "per_example_grad",
     "sampling",
+    "target",
     "transforms",
 ]
 
 __getattr__, __dir__ = lazily(
     __name__,
     {name: f"jaxdp.{name}" for name in ("accounting", "parallel", "per_example", "sampling", "transforms")}
+    | {"target": "jaxdp.lowering"}
     | dict.fromkeys(("Explanation", "PerExampleGrads", "explain", "per_example_grad"), "jaxdp.per_example"),
 )

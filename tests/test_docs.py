@@ -120,7 +120,7 @@ def test_commands_exist():
     text = "\n".join(code for document in DOCUMENTS for _, code in blocks(document, "sh"))
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"^make (\w+)", text, re.MULTILINE)) <= targets
-    from jaxdp import cli
+    from jaxdp.cli import _main as cli
     from jaxdp.training import load_config
 
     calls = re.findall(r"^jaxdp ([^#\n]*)", text, re.MULTILINE)

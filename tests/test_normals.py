@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxdp._normals import BLOCK, _cosine, _radius, block_of_pairs, derived_words, normals_from, standard_normal
+from jaxdp.numerics._normals import (
+    BLOCK,
+    _cosine,
+    _radius,
+    block_of_pairs,
+    derived_words,
+    normals_from,
+    standard_normal,
+)
 
 KEY = jax.random.key(2**40 + 7)
 

@@ -17,7 +17,7 @@ import pytest
 import jaxdp
 from jaxdp import data, sampling, transforms
 from jaxdp._shown import of_shapes, setting, shown
-from jaxdp.per_example._inert import Inert
+from jaxdp.per_example._private import Inert
 
 # Parameters begin with 71, the batch with 62 and the seed with 53: none may be printed.
 PARAMS = {"w": jnp.array([7120.125, 7121.25]), "b": jnp.float32(7122.5)}
@@ -267,7 +267,7 @@ def test_shapes_are_shown_in_one_line():
 PRIVATE_DATA = {
     *("TextExample", "HiddenExample", "FeatureExample", "TokenExample", "HiddenTokens", "ImageExample"),
     *("LabelledText", "TextRecords", "Dataset", "Prepared", "PhaseData", "LanguageModel", "TextClassification"),
-    *("ClippedGrad", "AuxiliaryOutput", "Engine", "Weighing", "Plain", "Weight"),
+    *("ClippedGrad", "AuxiliaryOutput", "Passes", "ClippingWeights", "Plain", "Weight"),
 }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdp._shards import batch_sharded
-from jaxdp._weighted import weighted_total
+from jaxdp.lowering._target import batch_sharded
+from jaxdp.lowering._weighted import weighted_total
 
 # Few rows, many small ones, many large ones: a form for each.
 SHAPES = [(0, 5), (1, 5), (16, 40, 40), (17, 3, 2), (64, 384), (33, 70, 80), (3,), (20,)]

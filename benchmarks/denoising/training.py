@@ -95,10 +95,10 @@ def load(source: str, cache: Path, limit: int | None = None) -> Task:
 
 
 def _encoded(source: str, cache: Path, limit: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    from jaxdp.training._classifier import load_classifier
-    from jaxdp.training._config_io import parse_config
-    from jaxdp.training._data import load_dataset, model_directory
-    from jaxdp.training._features import frozen_outputs
+    from jaxdp.training.config._io import parse_config
+    from jaxdp.training.tasks._classifier import load_classifier
+    from jaxdp.training.tasks._data import load_dataset, model_directory
+    from jaxdp.training.tasks._features import frozen_outputs
 
     section = {"source": source, "max_length": 48, **({"train_limit": limit, "held_out_limit": limit} if limit else {})}
     phase = {"train": "head", "steps": 1, "batch_size": "full", "learning_rate": 1.0}

@@ -13,9 +13,9 @@ import jaxdp
 from benchmarks.workloads import Scale
 from jaxdp import models
 from jaxdp.norms import _costs as rates
-from jaxdp.per_example import _check
-from jaxdp.per_example._costs import runs, sum_of_use
-from jaxdp.per_example._traced import Traced, trace
+from jaxdp.per_example.planning._costs import runs, sum_of_use
+from jaxdp.per_example.rewriting._traced import TracedLoss, trace
+from jaxdp.per_example.tracing import _check
 
 PyTree = Any
 
@@ -154,7 +154,9 @@ def _explain(loss: Any, params: PyTree, batch: PyTree, method: Any, groups: str,
     return jaxdp.explain(loss, params, batch, groups=groups, method=method, norm=norm)
 
 
-def split_norms(plan: jaxdp.per_example.Explanation, traced: Traced, size: int) -> tuple[float, float, float, float]:
+def split_norms(
+    plan: jaxdp.per_example.Explanation, traced: TracedLoss, size: int
+) -> tuple[float, float, float, float]:
     """Operations of exact and of estimated norms, their traffic, and what a norm that comes with its sum adds to it."""
     sites = [site for leaf in range(len(traced.stacks)) for site in traced.sites_of(leaf).values()]
     norms = estimates = traffic = reused = 0.0
@@ -193,7 +195,7 @@ def common_memory(params: PyTree, config: models.LlamaConfig, cluster: Cluster) 
     }
 
 
-def norm_memory(traced: Traced, size: int) -> float:
+def norm_memory(traced: TracedLoss, size: int) -> float:
     """The largest use's factors in float32, and what its norm has alive at a time."""
     sizes = [site.sizes for site in traced.sites.values() if site.sizes is not None]
     return max((4 * size * k * t * (c + p) for k, t, c, p in sizes), default=0) + NORM_TILE_BYTES

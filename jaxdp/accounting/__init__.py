@@ -12,8 +12,8 @@ from jaxdp.accounting._events import Clipping as Clipping
 from jaxdp.accounting._events import Sampling as Sampling
 from jaxdp.accounting._events import TruncatedPoissonDpEvent as TruncatedPoissonDpEvent
 from jaxdp.accounting._events import overflow_probability as overflow_probability
+from jaxdp.accounting._phase import Phase as Phase
 from jaxdp.accounting._randomized_event import RandomizedGaussianDpEvent as RandomizedGaussianDpEvent
 from jaxdp.accounting._serialization import event_from_dict as event_from_dict
 from jaxdp.accounting._serialization import event_to_dict as event_to_dict
-from jaxdp.accounting._statement import Phase as Phase
 from jaxdp.accounting._statement import PrivacyStatement as PrivacyStatement

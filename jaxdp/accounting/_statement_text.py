@@ -2,18 +2,15 @@
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
 
 from jaxdp.accounting._events import randomized_releases
-
-if TYPE_CHECKING:
-    from jaxdp.accounting._statement import Phase, PrivacyStatement
+from jaxdp.accounting._phase import Phase, Stated
 
 _WIDTH = 90
 _LABEL = 24
 
 
-def render(statement: "PrivacyStatement") -> str:
+def render(statement: Stated) -> str:
     """One page: the guarantee, what was run, what is not covered."""
     lines = ["PRIVACY STATEMENT", "=" * _WIDTH, ""]
     lines += _paragraph(_guarantee(statement))
@@ -43,7 +40,7 @@ def render(statement: "PrivacyStatement") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _guarantee(statement: "PrivacyStatement") -> str:
+def _guarantee(statement: Stated) -> str:
     if math.isinf(statement.epsilon):
         return (
             "This run has no privacy guarantee: its epsilon is infinite. "
@@ -57,14 +54,14 @@ def _guarantee(statement: "PrivacyStatement") -> str:
     )
 
 
-def _bound(statement: "PrivacyStatement") -> str:
+def _bound(statement: Stated) -> str:
     """Whose bound was the smallest, in words."""
     names = {"pld": "privacy loss distributions (pld)", "rdp": "Rényi divergences (rdp)"}
     compared = ", the smaller of pld and rdp where both apply" if statement.accountant == "pld" else ""
     return f"{names.get(statement.bound, statement.bound)}{compared}; rounding is counted"
 
 
-def _phase(phase: "Phase") -> list[str]:
+def _phase(phase: Phase) -> list[str]:
     norm = "see mechanism" if phase.clipping_norm is None else _number(phase.clipping_norm)
     return [
         *_row("mechanism", phase.mechanism),
@@ -83,7 +80,7 @@ def _phase(phase: "Phase") -> list[str]:
     ]
 
 
-def _rounding(phase: "Phase") -> str:
+def _rounding(phase: Phase) -> str:
     added = _number(100 * (phase.rounding or 0.0))
     return (
         f"in floating point one example moves the sum by at most {added} % more than the clipping norm, which "
@@ -91,7 +88,7 @@ def _rounding(phase: "Phase") -> str:
     )
 
 
-def _grid(phase: "Phase") -> str:
+def _grid(phase: Phase) -> str:
     added = _number(100 * (phase.grid or 0.0))
     return (
         "the sum and the noise are rounded to multiples of a public power of two, which moves the sum by at most "
@@ -99,7 +96,7 @@ def _grid(phase: "Phase") -> str:
     )
 
 
-def _estimates(phase: "Phase") -> list[str]:
+def _estimates(phase: Phase) -> list[str]:
     """How estimated norms were accounted for; empty where norms are exact."""
     return list(dict.fromkeys(release.analysis() for release in randomized_releases(phase.event)))
 

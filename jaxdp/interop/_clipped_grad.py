@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxdp._shown import of_shapes
-from jaxdp._wide import is_complex
 from jaxdp.interop._arguments import (
     batch_size,
     check_clipping,
@@ -19,10 +18,11 @@ from jaxdp.interop._arguments import (
     refuse_unserved,
     roles,
 )
+from jaxdp.numerics._wide import is_complex
 from jaxdp.per_example import per_example_grad
 from jaxdp.per_example._api import Method, check_method
-from jaxdp.per_example._check import check_microbatch_size
-from jaxdp.per_example._microbatches import reduce_microbatches
+from jaxdp.per_example.passes._microbatches import reduce_microbatches
+from jaxdp.per_example.tracing._check import check_microbatch_size
 
 PyTree = Any
 Neighbors = dp_accounting.NeighboringRelation

@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from jaxdp.per_example import PerExampleGrads, Placement
 from jaxdp.per_example import per_example_grad as of_function
 from jaxdp.per_example._api import Method
-from jaxdp.per_example._check import check_batch
+from jaxdp.per_example.tracing._check import check_batch
 
 PyTree = Any
 

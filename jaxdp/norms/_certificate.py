@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp._weighted import BLOCK_ROWS, in_blocks
+from jaxdp.lowering._weighted import BLOCK_ROWS, in_blocks
 from jaxdp.norms._rounding import (
     OTHER_ROUNDINGS,
     SMALLEST_SQUARE,

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
-from jaxdp._late import zeros_after
-from jaxdp._shards import sum_examples
-from jaxdp._wide import wide, wide_dtype
+from jaxdp.lowering._late import zeros_after
+from jaxdp.lowering._shards import sum_examples
 from jaxdp.norms._costs import default_machine, estimate_cost, gram_cost, product_cost
 from jaxdp.norms._estimators import Hutchinson, HutchPP, Randomized
 from jaxdp.norms._exact import ExactRule, Rule, exact_rule, mixed_certificate, outer_certificate
 from jaxdp.norms._sketches import estimated_certificate, estimated_mixed_certificate
+from jaxdp.numerics._wide import wide, wide_dtype
 
 NormRule = ExactRule | Literal["Hutchinson", "Hutch++"]
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-import jax
-
+from jaxdp.lowering import _target
 from jaxdp.norms._estimators import HutchPP, Randomized
 
 _DRAW_FLOPS = 300.0  # what a normal number costs, in operations of a matrix product
@@ -63,9 +62,8 @@ _MACHINES = {
 
 
 def default_machine() -> Machine:
-    """The rates of the default backend."""
-    backend = jax.default_backend()
-    return _MACHINES.get(backend, _MACHINES["gpu"])
+    """The rates of the platform that is traced for."""
+    return _MACHINES.get(_target.current(), _MACHINES["gpu"])
 
 
 def gram_cost(k: int, t: int, c: int, p: int) -> Cost:

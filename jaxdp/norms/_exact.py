@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdp._custom_batching import CustomBatching
-from jaxdp._late import zeros_after
-from jaxdp._shards import chunk_size, map_examples, shards_of, sum_examples
-from jaxdp._weighted import weighted_total
-from jaxdp._wide import wide, wide_dtype
+from jaxdp.lowering import _target
+from jaxdp.lowering._custom_batching import CustomBatching
+from jaxdp.lowering._late import zeros_after
+from jaxdp.lowering._shards import chunk_size, map_examples, shards_of, sum_examples
+from jaxdp.lowering._weighted import weighted_total
 from jaxdp.norms import _rounding
 from jaxdp.norms._certificate import of_array, of_product, of_squared_norms, of_sum, shared_unit
 from jaxdp.norms._costs import default_machine, gram_cost, product_cost, reuse_cost, sum_cost
+from jaxdp.numerics._wide import wide, wide_dtype
 
 # What the user may ask for, and what is done.
 Rule = Literal["gram", "materialize"]
@@ -152,9 +153,8 @@ def _over_batch(elements: Callable[..., int]) -> Callable[[Callable], Callable]:
 
 
 def _on_cpu() -> bool:
-    """Whether products of few examples are the fastest: by XLA's CPU compiler those of many take up to 4 times as long,
-    once their factors or results are in no cache."""
-    return jax.default_backend() == "cpu"
+    """Whether products of few examples are the fastest."""
+    return _target.forms().few_at_a_time
 
 
 def _gram_elements(a: tuple[int, ...], g: tuple[int, ...]) -> int:

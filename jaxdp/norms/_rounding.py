@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdp._wide import wide_dtype
+from jaxdp.lowering import _target
+from jaxdp.numerics._wide import wide_dtype
 
 # Additions that one term of a matrix product passes through on a CPU, at most: its kernels add up pieces of this
 # length, and the pieces' sums one after the other. (tests/norms/test_rounding.py measures both.)
@@ -46,7 +47,7 @@ def unit(dtype: Any) -> float:
 
 def input_unit(dtype: Any, precision: Any) -> float:
     """Relative error with which an accelerator may read a factor of a product at this precision; 0 on a CPU."""
-    platform = jax.default_backend()
+    platform = _target.current()
     if platform == "cpu" or jnp.finfo(dtype).bits > 32:
         return 0.0
     lowest = 2.0**-9 if platform == "tpu" else 2.0**-11
@@ -64,7 +65,7 @@ def _as_pair(precision: Any) -> tuple[Any, ...]:
 
 def product_depth(t: int, c: int, p: int) -> int:
     """Additions that one of `t` terms of each of `c` times `p` sums passes through, at most."""
-    platform = jax.default_backend()
+    platform = _target.current()
     if platform == "cpu" and min(c, p) > 1 and c * p >= _CPU_SMALL:
         piece = _CPU_PIECE if min(c, p) >= _CPU_SHORT_SIDE else _CPU_LONG_PIECE
         return min(t, piece + -(-t // _CPU_SHORTEST_PIECE))
@@ -89,7 +90,7 @@ def running_unit(t: int, dtype: Any, precision: Any) -> float:
 
 
 def _unit_of_depth(depth: int, dtype: Any, precision: Any) -> float:
-    per_addition = unit(dtype) * (1.0 if jax.default_backend() == "cpu" else _MATRIX_UNIT_FACTOR)
+    per_addition = unit(dtype) * (1.0 if _target.current() == "cpu" else _MATRIX_UNIT_FACTOR)
     return ((depth + OTHER_ROUNDINGS) * per_addition + 2 * input_unit(wide_dtype(dtype), precision)) * UPWARDS
 
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from jaxdp._normals import standard_normal
 from jaxdp.norms import _rounding
 from jaxdp.norms._certificate import of_product
 from jaxdp.norms._estimators import HutchPP, Randomized
+from jaxdp.numerics._normals import standard_normal
 
 
 def probe_matrix(key: PRNGKeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "*batch n probes"]:

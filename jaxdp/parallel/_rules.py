@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdp._shards import axis_names
+from jaxdp.lowering._shards import axis_names
 
 PyTree = Any
 

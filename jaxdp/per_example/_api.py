@@ -1,29 +1,21 @@
 """`per_example_grad`: the entrance to per-example gradients of any JAX model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxdp.per_example import _check
 from jaxdp.per_example._grads import PerExampleGrads
-from jaxdp.per_example._placement import Placement, check_sizes
-from jaxdp.per_example._ragged import teach_jax
-from jaxdp.per_example._rules import check_rules
+from jaxdp.per_example.passes._placement import Placement, check_sizes
+from jaxdp.per_example.planning._method import Method, check_method
+from jaxdp.per_example.rewriting._overrides import check_rules
+from jaxdp.per_example.tracing import _check
+from jaxdp.per_example.tracing._ragged import teach_jax
 
 PyTree = Any
-Method = Literal["auto", "fused", "bookkeeping", "ghost", "materialize"]
-
-_METHODS = ("auto", "fused", "bookkeeping", "ghost", "materialize")
-
-
-def check_method(method: Any) -> None:
-    """Refuse an unknown method."""
-    if method not in _METHODS:
-        raise ValueError(f"method is {method!r}: use one of {', '.join(map(repr, _METHODS))}.")
 
 
 def per_example_grad(

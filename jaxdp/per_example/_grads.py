@@ -8,21 +8,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from jaxdp._shards import batch_sharded
-from jaxdp._wide import is_complex
+from jaxdp.lowering._target import batch_sharded
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
-from jaxdp.per_example import _check
-from jaxdp.per_example._engine import Engine
-from jaxdp.per_example._finite import finite_only, slow_in_loops, with_donors, zero_unless
-from jaxdp.per_example._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example._inert import Private
-from jaxdp.per_example._materialize import materialize
-from jaxdp.per_example._microbatches import reduce_microbatches
-from jaxdp.per_example._placement import Placement
-from jaxdp.per_example._projected import matrix_axes
-from jaxdp.per_example._projection import Projection, check_projection, project_stacked
-from jaxdp.per_example._slack import Slack, slack_of_sum
-from jaxdp.per_example._traced import Traced, trace, zero_total
+from jaxdp.numerics._wide import is_complex
+from jaxdp.per_example._private import Private
+from jaxdp.per_example.grouping._groups import Groups, GroupSpec, resolve_groups
+from jaxdp.per_example.passes._finite import finite_only, slow_in_loops, with_donors, zero_unless
+from jaxdp.per_example.passes._materialize import materialize
+from jaxdp.per_example.passes._microbatches import reduce_microbatches
+from jaxdp.per_example.passes._passes import Passes
+from jaxdp.per_example.passes._placement import Placement
+from jaxdp.per_example.planning._slack import Slack, slack_of_sum
+from jaxdp.per_example.rewriting._traced import TracedLoss, trace, zero_total
+from jaxdp.per_example.subspace._projected import matrix_axes
+from jaxdp.per_example.subspace._projection import Projection, check_projection, project_stacked
+from jaxdp.per_example.tracing import _check
 
 PyTree = Any
 WeightFn = Callable[[Any], Any]
@@ -59,7 +59,7 @@ class PerExampleGrads(Private):
     _projections: Mapping[int, Projection] = dataclasses.field(default_factory=dict)
     placement: Placement | None = None
     shuffled: bool = False
-    _traces: dict[Norm, Traced] = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _traces: dict[Norm, TracedLoss] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def params(self) -> PyTree:
@@ -306,24 +306,26 @@ class PerExampleGrads(Private):
         values, aux = jax.vmap(self._loss, in_axes=(None, 0))(self._params, self._batch)
         return _masked(values, self._mask), jax.tree.map(lambda x: _masked(x, self._mask), aux)
 
-    def _engine(self, norm: Norm = EXACT, key: PRNGKeyArray | None = None) -> Engine:
+    def _engine(self, norm: Norm = EXACT, key: PRNGKeyArray | None = None) -> Passes:
         """The traced loss and the parameters, ready for one microbatch after the other."""
         check_norm(norm)
         if key is None and not isinstance(norm, Exact):
             raise TypeError(f"key is None where {norm} needs one for its probes: give a fresh typed PRNG key.")
         limit = self.slack(norm).per_example
         key = None if isinstance(norm, Exact) else key
-        return Engine(self._loss, self._params, self._trace(norm), self._method, key, limit)
+        return Passes(self._loss, self._params, self._trace(norm), self._method, key, limit)
 
-    def _trace(self, norm: Norm = EXACT) -> Traced:
+    def _trace(self, norm: Norm = EXACT) -> TracedLoss:
         """The loss and its uses of parameters, traced once: groups, norms and sums all ask for them."""
         if norm not in self._traces:
             parts = None if self.placement is None else self.placement.parts()
             randomized = None if isinstance(norm, Exact) else norm
             projections = dict(self._projections)
-            self._traces[norm] = trace(
-                self._loss, self._params, self._batch, self._rules, randomized, projections, parts, self._together
-            )
+            # The costs that decide how norms are found are those of the devices that hold the batch.
+            with batch_sharded(None if self.placement is None else self.placement.batch):
+                self._traces[norm] = trace(
+                    self._loss, self._params, self._batch, self._rules, randomized, projections, parts, self._together
+                )
         return self._traces[norm]
 
     @property

@@ -11,8 +11,9 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int, Key
 
-from jaxdp._shards import apart, batch_sharded, check_generator, num_shards, together
 from jaxdp.accounting import TruncatedPoissonDpEvent, overflow_probability
+from jaxdp.lowering._shards import apart, check_generator, num_shards, together
+from jaxdp.lowering._target import batch_sharded
 from jaxdp.sampling._batches import (
     LARGEST_OVERFLOW,
     ORDER,

@@ -7,14 +7,14 @@ import jax
 
 from jaxdp import sampling
 from jaxdp._files import sync_directory, sync_tree
-from jaxdp.training._console import Display, epsilon_text
 from jaxdp.training._errors import UserError
-from jaxdp.training._loop import Job, TrainState
-from jaxdp.training._processes import is_first
-from jaxdp.training._report import write_finished_report, write_report
-from jaxdp.training._results import damaged_results, sums_of_results
-from jaxdp.training._run_directory import RunDirectory
-from jaxdp.training._sealed import read_json, read_sealed, write_json, write_sealed
+from jaxdp.training.files._run_directory import RunDirectory
+from jaxdp.training.files._sealed import read_json, read_sealed, write_json, write_sealed
+from jaxdp.training.reporting._report import write_finished_report, write_report
+from jaxdp.training.reporting._results import damaged_results, sums_of_results
+from jaxdp.training.running._console import Display, epsilon_text
+from jaxdp.training.running._loop import Job, TrainState
+from jaxdp.training.running._processes import is_first
 
 
 def write_results(run: RunDirectory, job: Job, state: TrainState) -> None:

@@ -13,16 +13,18 @@ from jaxtyping import PRNGKeyArray
 from jaxdp import sampling
 from jaxdp._files import write_text
 from jaxdp.accounting import PrivacyStatement
-from jaxdp.training._checkpoint import Checkpoints, DamagedCheckpoint
-from jaxdp.training._config import Config
-from jaxdp.training._config_io import dump_config, load_config
-from jaxdp.training._console import Display
-from jaxdp.training._environment import devices
 from jaxdp.training._errors import UserError
-from jaxdp.training._failures import in_one_sentence
 from jaxdp.training._finish import is_complete, write_results
-from jaxdp.training._journal import Journal
-from jaxdp.training._loop import (
+from jaxdp.training.config._config import Config
+from jaxdp.training.config._io import dump_config, load_config
+from jaxdp.training.files._environment import devices
+from jaxdp.training.files._failures import in_one_sentence
+from jaxdp.training.files._run_directory import RunDirectory
+from jaxdp.training.files._stored import remove_left_over
+from jaxdp.training.running._checkpoint import Checkpoints, DamagedCheckpoint
+from jaxdp.training.running._console import Display
+from jaxdp.training.running._journal import Journal
+from jaxdp.training.running._loop import (
     Interrupted,
     Job,
     StopRequest,
@@ -31,7 +33,7 @@ from jaxdp.training._loop import (
     run_phases,
     template_state,
 )
-from jaxdp.training._manifest import (
+from jaxdp.training.running._manifest import (
     check_config,
     check_environment,
     check_task,
@@ -42,15 +44,13 @@ from jaxdp.training._manifest import (
     write_manifest,
     write_texts,
 )
-from jaxdp.training._mesh import make_layout, mesh_sizes
-from jaxdp.training._metrics import MetricsLog
-from jaxdp.training._plan import Plan, make_plan, plan_from_saved, saved_plan
-from jaxdp.training._processes import check_processes, of_the_first, run_directory
-from jaxdp.training._run_directory import RunDirectory
-from jaxdp.training._statement import make_statement, with_rounding
-from jaxdp.training._stored import remove_left_over
-from jaxdp.training._task import Task
-from jaxdp.training._tasks import load_task
+from jaxdp.training.running._mesh import make_layout, mesh_sizes
+from jaxdp.training.running._metrics import MetricsLog
+from jaxdp.training.running._plan import Plan, make_plan, plan_from_saved, saved_plan
+from jaxdp.training.running._processes import check_processes, of_the_first, run_directory
+from jaxdp.training.running._statement import make_statement, with_rounding
+from jaxdp.training.tasks._load import load_task
+from jaxdp.training.tasks._task import Task
 
 
 def train(config: Config, run_dir: Path, display: Display, seed: int | None = None) -> Path:

@@ -1,6 +1,6 @@
 """Differential privacy as `optax.GradientTransformation`s."""
 
-from jaxdp.per_example._prediction import Prediction
+from jaxdp.per_example.planning._prediction import Prediction
 from jaxdp.transforms._adam_bias_correction import CorrectedAdamState, scale_by_corrected_adam
 from jaxdp.transforms._adaptive import AdaptiveClip, AdaptiveClipState, adaptive_clip
 from jaxdp.transforms._block_pruning import prune_blocks

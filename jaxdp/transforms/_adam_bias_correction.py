@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from jaxdp._numbers import is_number
 from jaxdp._shown import setting
-from jaxdp._wide import is_complex, real_dtype, wide_dtype
+from jaxdp.numerics._wide import is_complex, real_dtype, wide_dtype
 from jaxdp.transforms._known_noise import check_stddev, known_noise
 
 PyTree = Any

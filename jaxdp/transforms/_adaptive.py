@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from jaxdp._numbers import is_number, takes_numbers
 from jaxdp._shown import of_shapes, setting
-from jaxdp._wide import as_like, as_real, real_dtype
-from jaxdp.per_example._groups import certain_names, resolve_groups
+from jaxdp.numerics._wide import as_like, as_real, real_dtype
+from jaxdp.per_example.grouping._groups import certain_names, resolve_groups
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, refuse_masked, remaining_noise_multiplier
 from jaxdp.transforms._examples import check_examples, clip_and_sum_with_norms, resolved_groups, slack_of, sum_shardings
 from jaxdp.transforms._spec import (

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxdp._numbers import is_number, is_whole
 from jaxdp._shown import setting
-from jaxdp._wide import is_complex
+from jaxdp.numerics._wide import is_complex
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jaxdp._numbers import is_number, is_whole
-from jaxdp._wide import is_complex, wide_dtype
+from jaxdp.numerics._wide import is_complex, wide_dtype
 from jaxdp.transforms._denoise_numerics import (
     COLD_PASSES,
     Denoised,

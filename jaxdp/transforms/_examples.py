@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxdp._shown import of_shapes
-from jaxdp._wide import is_complex
 from jaxdp.norms import EXACT, Norm, certified_norm
+from jaxdp.numerics._wide import is_complex
 from jaxdp.per_example import (
     Groups,
     PerExampleGrads,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdp._numbers import is_number
 from jaxdp._shown import setting
-from jaxdp._wide import real_dtype, wide_dtype
+from jaxdp.numerics._wide import real_dtype, wide_dtype
 from jaxdp.per_example import PerExampleGrads
 from jaxdp.transforms._clipped_sum import ClippedSum, describe
 from jaxdp.transforms._noisy_gradient import NoisyGradient

@@ -11,11 +11,12 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt32
 
-from jaxdp._normals import derived_words, has_own_numbers, normals_from
 from jaxdp._numbers import is_number, takes_numbers
-from jaxdp._shards import check_generator
 from jaxdp._shown import of_shapes, setting
-from jaxdp._wide import as_like, as_real, is_complex, wide
+from jaxdp.lowering import _target
+from jaxdp.lowering._shards import check_generator
+from jaxdp.numerics._normals import derived_words, has_own_numbers, normals_from
+from jaxdp.numerics._wide import as_like, as_real, is_complex, wide
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._noise_blocks import TOGETHER, add_in_blocks, block_length, chunks_of
 from jaxdp.transforms._noise_grid import Grid, add_noise
@@ -179,7 +180,7 @@ def _with_noise(
     sizes = [leaf.size if mine else 0 for leaf, mine in zip(leaves, own, strict=True)]
     chunks, block = chunks_of(sizes), block_length(sizes)
     uncut = all(sharding is None for sharding in shardings)
-    if all(own) and uncut and jax.default_backend() == "cpu":
+    if all(own) and uncut and _target.forms().noise_in_blocks:
         words = jax.random.key_data(key)
         return add_in_blocks(leaves, stddevs, spacings, derived_words(words, _NOISE_TAG, count), chunks, words[0])
     place = {i: (c.start[0], c.start[1] * block + o) for c in chunks for i, o in zip(c.leaves, c.offsets, strict=True)}

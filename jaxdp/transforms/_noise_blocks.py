@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int, UInt32
 
-from jaxdp._late import zero_after
-from jaxdp._normals import BLOCK, block_of_pairs
+from jaxdp.lowering._late import zero_after
+from jaxdp.numerics._normals import BLOCK, block_of_pairs
 from jaxdp.transforms._noise_grid import add_noise
 
 # Numbers that may always be drawn together (16 MB of float32); more only for a parameter that is larger.

@@ -16,7 +16,7 @@ from jaxdp._shown import setting
 from jaxdp.accounting import RandomizedGaussianDpEvent
 from jaxdp.norms import EXACT, Exact, Norm, check_norm
 from jaxdp.per_example import Groups
-from jaxdp.per_example._groups import certain_names, is_prefix_tree, prefix_nodes, resolve_groups
+from jaxdp.per_example.grouping._groups import certain_names, is_prefix_tree, prefix_nodes, resolve_groups
 
 PyTree = Any
 Rule = Literal["flat", "auto_s", "auto_v"]

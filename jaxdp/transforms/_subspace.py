@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from jaxdp._normals import standard_normal
 from jaxdp._shown import setting
-from jaxdp._wide import is_complex, wide_dtype
+from jaxdp.numerics._normals import standard_normal
+from jaxdp.numerics._wide import is_complex, wide_dtype
 from jaxdp.per_example import MatrixAxes, Projection
-from jaxdp.per_example._check import leaf_name
-from jaxdp.per_example._projection import project_along, projected_shape
+from jaxdp.per_example.subspace._projection import project_along, projected_shape
+from jaxdp.per_example.tracing._check import leaf_name
 
 PyTree = Any
 Side = Literal["smaller", "larger", "rows", "columns"]

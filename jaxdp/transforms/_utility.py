@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdp.per_example._prediction import Prediction, predict
+from jaxdp.per_example.planning._prediction import Prediction, predict
 from jaxdp.transforms._subspace import Select, Side, choose
 
 PyTree = Any

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from jaxdp._normals import standard_normal
 from jaxdp._numbers import is_number, is_whole, takes_numbers
 from jaxdp._shown import of_shapes, setting
-from jaxdp._wide import as_like, as_real, wide_dtype
+from jaxdp.numerics._normals import standard_normal
+from jaxdp.numerics._wide import as_like, as_real, wide_dtype
 from jaxdp.per_example import PerExampleGrads, Placement, per_example_grad
 from jaxdp.transforms._clipped_sum import ClippedSum, check_key, describe, refuse_masked
 from jaxdp.transforms._grape import GRAPE, FullSpace, check_output

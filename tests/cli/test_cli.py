@@ -10,8 +10,8 @@ import pytest
 import jaxdp
 from jaxdp import accounting, training, transforms
 from jaxdp.cli import main
-from jaxdp.training._config import Config
-from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training.config._config import Config
+from jaxdp.training.config._phase import PhaseConfig
 from tests.training.small import head_only
 
 PLAN = ["budget", "--sampling-probability", "0.01", "--steps", "9"]

@@ -9,8 +9,8 @@ import pytest
 
 import jaxdp
 from jaxdp import norms, transforms
-from jaxdp.per_example._engine import _unless_larger
-from jaxdp.per_example._plan import WHOLE_GRADIENTS
+from jaxdp.per_example.passes._passes import _unless_larger
+from jaxdp.per_example.planning._plan import WHOLE_GRADIENTS
 from tests.floating_point.adversary import KINDS, contribution, example, sequences, worst
 
 ROUNDED = 1 + 1e-5
@@ -47,7 +47,7 @@ def test_no_example_brings_more_than_the_clipping_norm(
     for rule in ("flat", "auto_v"):
         # With the gradients of several uses as they are, where they are small, and from factors.
         for whole in (WHOLE_GRADIENTS, 0.0) if kind in SEVERAL_USES else (WHOLE_GRADIENTS,):
-            monkeypatch.setattr("jaxdp.per_example._plan.WHOLE_GRADIENTS", whole)
+            monkeypatch.setattr("jaxdp.per_example.planning._plan.WHOLE_GRADIENTS", whole)
             measure = contribution(KINDS[kind], jnp.float32, transforms.clip(1.0, rule=rule), **options)
             assert worst(measure, KINDS[kind], LENGTH, SEEDS, 60) <= ROUNDED
 

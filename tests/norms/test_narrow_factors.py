@@ -9,7 +9,7 @@ import pytest
 
 import jaxdp
 from jaxdp.norms import certified_norm, clipped_outer_sum, outer_certificate
-from jaxdp.per_example._compat import dead_code_eliminated
+from jaxdp.per_example.tracing._compat import dead_code_eliminated
 
 DTYPES = [jnp.bfloat16, jnp.float16]
 

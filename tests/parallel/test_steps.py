@@ -10,7 +10,7 @@ import pytest
 
 import jaxdp
 from jaxdp import norms
-from jaxdp.per_example import _batching
+from jaxdp.per_example.uses import _batching
 
 from . import steps
 from .hlo import exchanged

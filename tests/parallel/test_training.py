@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from jaxdp.training import RunDirectory, UserError, load_config, make_plan
-from jaxdp.training._journal import Journal
 from jaxdp.training._run import _layout, check_mesh
+from jaxdp.training.running._journal import Journal
 
 
 @pytest.mark.parametrize(

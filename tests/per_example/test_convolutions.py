@@ -12,10 +12,10 @@ from jax import lax
 
 import jaxdp
 from jaxdp.norms import ANY_EXACT, NormChoice, default_machine
-from jaxdp.per_example import _convolution_costs as costs
-from jaxdp.per_example._canonical import evaluated
-from jaxdp.per_example._compat import eval_eqn
-from jaxdp.per_example._convolved import Convolved
+from jaxdp.per_example.tracing._compat import eval_eqn
+from jaxdp.per_example.tracing._convolution_layout import evaluated
+from jaxdp.per_example.uses import _convolution_costs as costs
+from jaxdp.per_example.uses._convolved import Convolved
 
 BATCH = 6
 

@@ -13,7 +13,7 @@ from tests.per_example.test_methods import TOLERANCE, clip_to, clipped_by_hand, 
 @pytest.fixture(autouse=True)
 def from_factors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of several uses are not made as they are, however small."""
-    monkeypatch.setattr("jaxdp.per_example._plan.WHOLE_GRADIENTS", 0.0)
+    monkeypatch.setattr("jaxdp.per_example.planning._plan.WHOLE_GRADIENTS", 0.0)
 
 
 @pytest.mark.parametrize("method", ["ghost", "fused"])

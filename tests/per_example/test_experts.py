@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import jaxdp
-from jaxdp.per_example import _ragged
+from jaxdp.per_example.tracing import _ragged
 
 BATCH, SEQ, DIM, HIDDEN, EXPERTS = 5, 7, 4, 6, 3
 METHODS = ("materialize", "ghost", "bookkeeping", "fused")

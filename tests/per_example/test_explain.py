@@ -11,7 +11,7 @@ import pytest
 import jaxdp
 from jaxdp.norms import outer_certificate, prefers_reuse
 from jaxdp.norms._exact import exact_rule
-from jaxdp.per_example import _taps
+from jaxdp.per_example.rewriting import _taps
 from tests.per_example.model_zoo import BATCH, ZOO, Case, layer_norm, normal, weights
 
 TOLERANCE = 1e-5
@@ -86,11 +86,11 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, int, int]]:
     }
     for name, rule in of_rule.items():
         record("jaxdp.norms._exact", name, rule)
-    record("jaxdp.per_example._contracted", "clipped_outer_sum", "product, once")
+    record("jaxdp.per_example.uses._contracted", "clipped_outer_sum", "product, once")
     report = _taps._report
 
     def reported(use, mode, *rest):
-        if mode is _taps.Mode.PRODUCT:
+        if mode is _taps.Mode.GRADIENT:
             seen.add(("product, kept", *use.shape))
         return report(use, mode, *rest)
 
@@ -217,7 +217,7 @@ def test_advice_names_the_leaf_that_is_stored() -> None:
 
 @pytest.mark.quick
 def test_auto_clips_groups_of_layers_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxdp.per_example._plan.FACTOR_ALLOWANCE", 0.0)
+    monkeypatch.setattr("jaxdp.per_example.planning._plan.FACTOR_ALLOWANCE", 0.0)
     case = stack_of_layers(jax.checkpoint)
     plan = jaxdp.explain(case.loss, case.params, case.batch, groups="layer")
     assert by_row(plan, "clipped")["params['layers']['w']"] == {"in the loop step"}
@@ -228,7 +228,7 @@ def test_auto_clips_groups_of_layers_in_one_pass(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.quick
 def test_auto_takes_one_pass_where_xla_shares_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flat clipping without loops and checkpoints, whatever factors need; with checkpoints they count."""
-    monkeypatch.setattr("jaxdp.per_example._plan.FACTOR_ALLOWANCE", 0.0)
+    monkeypatch.setattr("jaxdp.per_example.planning._plan.FACTOR_ALLOWANCE", 0.0)
     plain, remat = stack_of_layers(scanned=False), stack_of_layers(jax.checkpoint, scanned=False)
     assert places(jaxdp.explain(plain.loss, plain.params, plain.batch)) == {"end of pass"}
     rows = jaxdp.explain(remat.loss, remat.params, remat.batch).rows
@@ -266,7 +266,7 @@ def test_the_second_pass_repeats_products_of_loops() -> None:
 
 
 def test_one_program_may_clip_in_uses_in_steps_and_in_a_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxdp.per_example._plan.FACTOR_ALLOWANCE", 0.0)
+    monkeypatch.setattr("jaxdp.per_example.planning._plan.FACTOR_ALLOWANCE", 0.0)
     case = stack_of_layers(jax.checkpoint)
     groups = lambda path: path if "'w'" in path or "last" in path else "rest"
     plan = jaxdp.explain(case.loss, case.params, case.batch, groups=groups)

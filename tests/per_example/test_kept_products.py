@@ -10,9 +10,9 @@ import pytest
 import jaxdp
 from jaxdp.norms import Hutchinson, NormChoice
 from jaxdp.per_example import resolve_groups
-from jaxdp.per_example._plan import assign, assign_norms
-from jaxdp.per_example._taps import Mode
-from jaxdp.per_example._traced import trace
+from jaxdp.per_example.planning._plan import make_plan, plan_norms
+from jaxdp.per_example.rewriting._taps import Mode
+from jaxdp.per_example.rewriting._traced import trace
 
 BATCH, LENGTH, WIDTH = 4, 9, 3
 
@@ -54,9 +54,9 @@ def test_sums_from_held_gradients_equal_materialize(method: str, groups: Any, ke
     batch = jax.random.normal(jax.random.key(4), (BATCH, LENGTH, WIDTH)).at[2].set(jnp.inf)
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch)
     resolved = resolve_groups(groups, params, traced.stacks)
-    modes = assign(traced, resolved, method, 1).modes
-    assert {leaf for leaf, mode in modes.items() if mode is Mode.PRODUCT} == kept
-    assert Mode.PRODUCT not in assign_norms(traced, resolved).modes.values()
+    modes = make_plan(traced, resolved, method, 1).modes
+    assert {leaf for leaf, mode in modes.items() if mode is Mode.GRADIENT} == kept
+    assert Mode.GRADIENT not in plan_norms(traced, resolved).modes.values()
 
     def found(method: Any) -> Any:
         grads = jaxdp.per_example_grad(loss, method=method)(params, batch)
@@ -76,8 +76,8 @@ def test_gradients_that_are_held_to_the_end_anyway_have_exact_norms(monkeypatch:
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch, None, norm)
 
     def kept(groups: Any, method: str) -> set[int]:
-        modes = assign(traced, resolve_groups(groups, params, traced.stacks), method, 1).modes
-        return {leaf for leaf, mode in modes.items() if mode is Mode.PRODUCT}
+        modes = make_plan(traced, resolve_groups(groups, params, traced.stacks), method, 1).modes
+        return {leaf for leaf, mode in modes.items() if mode is Mode.GRADIENT}
 
     assert kept("all", "bookkeeping") == {HEAD, DOWN, UP}
     # For groups that are complete earlier, and between two passes, no gradient of an example shall be made.
@@ -107,9 +107,9 @@ def test_somewhat_larger_gradients_are_held_where_that_saves_work(
     draw = lambda i, *shape: 0.1 * jax.random.normal(jax.random.key(i), shape)
     params, batch = {"head": draw(0, kernel[1], 2), "kernel": draw(1, *kernel)}, draw(2, 3, 64, 192)
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch, rules)
-    modes = assign(traced, resolve_groups("all", params, traced.stacks), method, 3).modes
-    assert (modes[1] is Mode.PRODUCT) == kept
-    assert assign(traced, resolve_groups("param", params, traced.stacks), method, 3).modes[1] is not Mode.PRODUCT
+    modes = make_plan(traced, resolve_groups("all", params, traced.stacks), method, 3).modes
+    assert (modes[1] is Mode.GRADIENT) == kept
+    assert make_plan(traced, resolve_groups("param", params, traced.stacks), method, 3).modes[1] is not Mode.GRADIENT
 
     def found(method: Any, rules: Any = None) -> Any:
         grads = jaxdp.per_example_grad(loss, method=method, rules=rules)(params, batch)

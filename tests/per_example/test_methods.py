@@ -120,7 +120,7 @@ def test_every_method_and_grouping_equals_materialize(
 ) -> None:
     if method != "fused":
         # Gradients so small would be made as they are where several uses make them.
-        monkeypatch.setattr("jaxdp.per_example._plan.WHOLE_GRADIENTS", 0.0)
+        monkeypatch.setattr("jaxdp.per_example.planning._plan.WHOLE_GRADIENTS", 0.0)
     case, grads = reference(name)
     masked = jnp.arange(BATCH) != 2
     per_example = jaxdp.per_example_grad(case.loss, method=method)
@@ -330,7 +330,7 @@ def test_large_contractions_are_tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     for room, one_by_one in ((300, True), (50, True), (300, False)):
         monkeypatch.setattr("jaxdp.norms._exact._ALIVE_ELEMENTS", room)
         monkeypatch.setattr("jaxdp.norms._exact._on_cpu", lambda one_by_one=one_by_one: one_by_one)
-        monkeypatch.setattr("jaxdp.per_example._batching._VECTORISED_ELEMENTS", room)
+        monkeypatch.setattr("jaxdp.per_example.uses._batching._VECTORISED_ELEMENTS", room)
         chex.assert_trees_all_close(norms(), expected, rtol=1e-5)
 
 

@@ -10,8 +10,8 @@ from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 import jaxdp
-from jaxdp.per_example._finite import slow_in_loops
-from jaxdp.per_example._patchwise import as_product, is_patchwise
+from jaxdp.per_example.passes._finite import slow_in_loops
+from jaxdp.per_example.tracing._patch_products import as_product, is_patchwise
 
 # Input and kernel of one example (with its own batch axis), strides, padding, and the rest.
 FORMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, dict[str, Any]]] = {

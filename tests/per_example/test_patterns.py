@@ -12,17 +12,18 @@ import pytest
 
 import jaxdp
 from jaxdp.norms import NormChoice
-from jaxdp.per_example import _patterns, resolve_groups
-from jaxdp.per_example._families import Family
-from jaxdp.per_example._patterns import Finishing, pattern
-from jaxdp.per_example._plan import assign
-from jaxdp.per_example._sites import Loop
-from jaxdp.per_example._taps import Report
-from jaxdp.per_example._traced import trace
-from jaxdp.per_example._weighing import weighing
+from jaxdp.per_example import resolve_groups
+from jaxdp.per_example.grouping import _patterns
+from jaxdp.per_example.grouping._families import Family
+from jaxdp.per_example.grouping._patterns import FamilyClipper, pattern
+from jaxdp.per_example.planning._plan import make_plan
+from jaxdp.per_example.rewriting._sites import Loop
+from jaxdp.per_example.rewriting._taps import Report
+from jaxdp.per_example.rewriting._traced import trace
+from jaxdp.per_example.uses._clipping_weights import clipping_weights
 from tests.per_example.model_zoo import BATCH, ZOO, Case, normal
 
-WEIGH = weighing(lambda sq: jnp.minimum(1.0, jax.lax.rsqrt(sq)), False)
+WEIGH = clipping_weights(lambda sq: jnp.minimum(1.0, jax.lax.rsqrt(sq)), False)
 
 
 def nearly_alike() -> Case:
@@ -54,7 +55,7 @@ CASES = {
 
 def families_of(case: Case, groups: str, method: str) -> Iterator[Family]:
     traced = trace(lambda p, x: (case.loss(p, x), ()), case.params, case.batch)
-    found = assign(traced, resolve_groups(groups, case.params, traced.stacks), method, BATCH)
+    found = make_plan(traced, resolve_groups(groups, case.params, traced.stacks), method, BATCH)
     return (family for family, _ in found.families if family.members)
 
 
@@ -71,7 +72,7 @@ def program_text(family: Family, params: Any) -> str:
         if part.in_factors:
             report.kept.update(batched({i: s for i, s in part.site.operands.items() if i not in report.kept}))
     others = jnp.zeros((BATCH, 4, family.num_groups))
-    program = Finishing(WEIGH, None)._program(family)
+    program = FamilyClipper(WEIGH, None)._program(family)
     text = str(jax.make_jaxpr(program)([], None, others, reports, [None] * len(family.members)))
     return re.sub(r"0x[0-9a-f]+", "", text)
 
@@ -117,7 +118,7 @@ def test_all_that_decides_how_a_group_is_clipped_is_in_its_pattern() -> None:
         *(with_part(loops=(x,)) for x in (loop, Loop((3,), 5, True), Loop((3,), 2, False))),
         with_part(isometric=not part.site.isometric),
         with_part(steady=not part.site.steady),
-        with_part(box=((0, 2), (0, 4))),
+        with_part(region=((0, 2), (0, 4))),
         with_part(axes=(7, 8)),
         with_part(stack=(77,)),
         with_part(cts=(jax.ShapeDtypeStruct((4, 4), jnp.bfloat16),)),
@@ -145,8 +146,8 @@ def test_layers_of_one_pattern_are_traced_once(monkeypatch: pytest.MonkeyPatch) 
         return jnp.sum(x)
 
     counted = lambda *args: (calls.append(1), _finish(*args))[1]
-    _finish = _patterns.finish
-    monkeypatch.setattr(_patterns, "finish", counted)
+    _finish = _patterns.clip_family
+    monkeypatch.setattr(_patterns, "clip_family", counted)
     batch, weight_fn = normal(9, BATCH, 5), lambda sq: jnp.minimum(1.0, 0.1 * jax.lax.rsqrt(sq))
 
     def clipped(method: Any) -> Any:

@@ -28,14 +28,14 @@ def unit_probes(always: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Probes that are the identity: the estimate is the norm, if it is made of all of the gradient."""
     eye = lambda key, shape, dtype: jnp.broadcast_to(jnp.eye(shape[-2], dtype=dtype), (*shape[:-1], shape[-2]))
     monkeypatch.setattr("jaxdp.norms._sketches.probe_matrix", eye)
-    monkeypatch.setattr("jaxdp.per_example._convolved.probe_matrix", eye)
+    monkeypatch.setattr("jaxdp.per_example.uses._convolved.probe_matrix", eye)
 
 
 @pytest.fixture(params=["short", "long"])
 def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Short sequences are clipped all at once, long ones example by example; here none is long by itself."""
     if request.param == "long":
-        monkeypatch.setattr("jaxdp.per_example._contracted._LONG", 1)
+        monkeypatch.setattr("jaxdp.per_example.uses._contracted._LONG", 1)
     return request.param
 
 
@@ -186,10 +186,10 @@ def test_long_sequences_are_clipped_one_by_one_with_what_shares_their_threshold(
     run = jax.jit(lambda k: grads.clipped_sum_and_norms(clip_to(1.0), "layer", None, Hutchinson(8), k))
     at_once, norms = run(KEY)
     calls = []
-    monkeypatch.setattr("jaxdp.per_example._contracted._LONG", 12)
+    monkeypatch.setattr("jaxdp.per_example.uses._contracted._LONG", 12)
     one_by_one = jaxdp.norms.estimated_clipped_sum
     noted = lambda *args: calls.append(1) or one_by_one(*args)
-    monkeypatch.setattr("jaxdp.per_example._contracted.estimated_clipped_sum", noted)
+    monkeypatch.setattr("jaxdp.per_example.uses._contracted.estimated_clipped_sum", noted)
     jax.clear_caches()
     found, same = jax.jit(lambda k: grads.clipped_sum_and_norms(clip_to(1.0), "layer", None, Hutchinson(8), k))(KEY)
     assert calls

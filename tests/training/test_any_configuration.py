@@ -13,9 +13,9 @@ import pytest
 
 from jaxdp import training
 from jaxdp.training import UserError, _run
-from jaxdp.training._config import Config
-from jaxdp.training._config_fields import _bounds
-from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training.config._config import Config
+from jaxdp.training.config._fields import _bounds
+from jaxdp.training.config._phase import PhaseConfig
 from tests.training.small import Quiet, two_phases
 from tests.training.small_decoder import language_model, save_decoder, write_letters
 from tests.training.test_other_tasks import images_config, write_images

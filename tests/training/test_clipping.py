@@ -12,11 +12,11 @@ import pytest
 
 import jaxdp
 from jaxdp import accounting, sampling, training
-from jaxdp.training._classifier import load_classifier
-from jaxdp.training._clipping import clip_spec, groups_of, private_mean, threshold_metrics
-from jaxdp.training._loop import phase_transformation
-from jaxdp.training._plan import plan_from_saved, saved_plan
-from jaxdp.training._statement import make_statement
+from jaxdp.training.chain._clipping import clip_spec, groups_of, private_mean, threshold_metrics
+from jaxdp.training.running._loop import phase_transformation
+from jaxdp.training.running._plan import plan_from_saved, saved_plan
+from jaxdp.training.running._statement import make_statement
+from jaxdp.training.tasks._classifier import load_classifier
 
 # The noise is given, so that nothing has to be calibrated; few steps make a cheap curve.
 FEW = (("privacy.noise_multiplier", "1.0"), ("phase.1.steps", "1"), ("phase.2.steps", "3"))

@@ -13,7 +13,7 @@ import pytest
 
 from jaxdp import training
 from jaxdp.training import Interrupted
-from jaxdp.training._sealed import write_sealed
+from jaxdp.training.files._sealed import write_sealed
 
 from .damage import KINDS, call, copied, damage, files_of, results_of
 from .small import Quiet, two_phases, write_table

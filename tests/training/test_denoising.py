@@ -11,7 +11,7 @@ import pytest
 
 from jaxdp import cli, sampling, training, transforms
 from jaxdp.training import Interrupted, RunDirectory, UserError, load_config
-from jaxdp.training._loop import phase_transformation
+from jaxdp.training.running._loop import phase_transformation
 
 from .small import Quiet, head_only
 
@@ -172,7 +172,7 @@ def test_a_report_without_singular_values_says_why(config, finished, tmp_path):
 
 @pytest.mark.quick
 def test_the_matrix_that_is_remembered_is_the_one_that_was_named():
-    from jaxdp.training._spectrum import denoising_metrics, watch
+    from jaxdp.training.chain._spectrum import denoising_metrics, watch
 
     draw = np.random.default_rng(0)
     tree = {name: jnp.asarray(draw.normal(size=(10, n)), jnp.float32) for name, n in (("a/w", 9), ("b/w", 12))}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jaxdp.training import UserError
-from jaxdp.training import _environment as module
-from jaxdp.training._checksums import checksums
-from jaxdp.training._environment import differences, environment
-from jaxdp.training._journal import Journal
-from jaxdp.training._manifest import check_environment
-from jaxdp.training._run_directory import RunDirectory
+from jaxdp.training.files import _environment as module
+from jaxdp.training.files._checksums import checksums
+from jaxdp.training.files._environment import differences, environment
+from jaxdp.training.files._run_directory import RunDirectory
+from jaxdp.training.running._journal import Journal
+from jaxdp.training.running._manifest import check_environment
 
 
 def refusal(was: dict, tmp_path) -> str:

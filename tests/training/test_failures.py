@@ -9,9 +9,9 @@ import pytest
 
 from jaxdp import _files
 from jaxdp.training import RunDirectory, UserError, default_run_dir, load_config
-from jaxdp.training._failures import in_one_sentence
-from jaxdp.training._metrics import MetricsLog, read_details
-from jaxdp.training._sealed import read_json, read_sealed, write_sealed
+from jaxdp.training.files._failures import in_one_sentence
+from jaxdp.training.files._sealed import read_json, read_sealed, write_sealed
+from jaxdp.training.running._metrics import MetricsLog, read_details
 
 
 @pytest.mark.quick

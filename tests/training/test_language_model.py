@@ -9,9 +9,9 @@ import pytest
 
 from jaxdp import data, models, training
 from jaxdp.training import RunDirectory, UserError
-from jaxdp.training._shapes import trained_shapes
-from jaxdp.training._statement import make_statement
-from jaxdp.training._tasks import count_examples, load_task
+from jaxdp.training.running._statement import make_statement
+from jaxdp.training.tasks._load import count_examples, load_task
+from jaxdp.training.tasks._shapes import trained_shapes
 
 from .small import Quiet
 from .small_decoder import language_model, save_decoder, write_letters
@@ -102,7 +102,8 @@ def test_a_run_that_crashed_goes_on_to_the_same_model_and_samples(finished, tmp_
     broken, display = RunDirectory(tmp_path / "run"), Quiet()
     assert not broken.result.exists()
     training.resume(broken.path, display)
-    assert display.steps == [5, 6, 7, 8]
+    # The newest checkpoint may not have been whole yet when the run crashed.
+    assert display.steps in ([5, 6, 7, 8], [4, 5, 6, 7, 8])
     for name in ("model/model.safetensors", "samples.json", "metrics.jsonl"):
         assert (broken.path / name).read_bytes() == (run.path / name).read_bytes(), name
 

@@ -6,9 +6,9 @@ import pytest
 
 from jaxdp import training
 from jaxdp.training import UserError, dump_config, load_config
-from jaxdp.training._config import Config
-from jaxdp.training._config_fields import _bounds, needs_of
-from jaxdp.training._config_phase import PhaseConfig
+from jaxdp.training.config._config import Config
+from jaxdp.training.config._fields import _bounds, needs_of
+from jaxdp.training.config._phase import PhaseConfig
 from tests.training.small import Quiet, head_only, two_phases
 from tests.training.small_decoder import language_model, save_decoder, write_letters
 from tests.training.test_config import MINIMAL, load

@@ -11,8 +11,8 @@ import pytest
 
 from jaxdp import data, models, training
 from jaxdp.training import RunDirectory, UserError
-from jaxdp.training._shapes import trained_shapes
-from jaxdp.training._tasks import count_examples, load_task
+from jaxdp.training.tasks._load import count_examples, load_task
+from jaxdp.training.tasks._shapes import trained_shapes
 
 from .small import Quiet
 from .small_decoder import save_decoder

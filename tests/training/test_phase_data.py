@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from jaxdp import data, models, training
-from jaxdp.training import _features
-from jaxdp.training._classifier import load_classifier
-from jaxdp.training._data import load_dataset, model_directory
-from jaxdp.training._features import by_length
-from jaxdp.training._phase_data import make_evaluation, make_phase_data
+from jaxdp.training.tasks import _features
+from jaxdp.training.tasks._classifier import load_classifier
+from jaxdp.training.tasks._data import load_dataset, model_directory
+from jaxdp.training.tasks._features import by_length
+from jaxdp.training.tasks._phase_data import make_evaluation, make_phase_data
 
 
 @pytest.fixture

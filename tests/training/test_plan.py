@@ -13,10 +13,10 @@ from dp_accounting.rdp import RdpAccountant
 from jaxdp import accounting
 from jaxdp.per_example import resolve_groups
 from jaxdp.training import UserError, load_config, make_plan
-from jaxdp.training._clipping import clip_spec
 from jaxdp.training._finish import _public_times
-from jaxdp.training._plan import plan_from_saved, saved_plan
-from jaxdp.training._statement import make_statement
+from jaxdp.training.chain._clipping import clip_spec
+from jaxdp.training.running._plan import plan_from_saved, saved_plan
+from jaxdp.training.running._statement import make_statement
 
 TEXT = """
 [data]

@@ -110,7 +110,7 @@ def test_images_of_two_sizes_or_none_are_refused(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_first_step(model, table, tmp_path, monkeypatch):
-    from jaxdp.training import _phase_data
+    from jaxdp.training.tasks import _phase_data
 
     scores = lambda sums: {"held_out_accuracy": 0.5, "held_out_loss": float("nan"), "details": {}}
     monkeypatch.setattr(_phase_data, "accuracy_scores", scores)

@@ -9,8 +9,8 @@ import pytest
 
 from jaxdp import training
 from jaxdp.training import load_config
-from jaxdp.training._report import class_tables
-from jaxdp.training._task import accuracy_scores, class_sums, perplexity_scores, record_sums
+from jaxdp.training.reporting._report import class_tables
+from jaxdp.training.tasks._task import accuracy_scores, class_sums, perplexity_scores, record_sums
 from tests.training.small import Quiet, head_only
 
 

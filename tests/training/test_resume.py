@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxdp.training._checkpoint import Checkpoints, DamagedCheckpoint
-from jaxdp.training._metrics import MetricsLog, read_metrics
+from jaxdp.training.running._checkpoint import Checkpoints, DamagedCheckpoint
+from jaxdp.training.running._metrics import MetricsLog, read_metrics
 
 from .small import two_phases
 

@@ -2,7 +2,7 @@
 
 import stat
 
-from jaxdp.training._run_directory import RunDirectory
+from jaxdp.training.files._run_directory import RunDirectory
 
 
 def test_what_is_secret_is_its_owners_only(tmp_path):

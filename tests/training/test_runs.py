@@ -15,10 +15,10 @@ import pytest
 import jaxdp
 from jaxdp import accounting, models, sampling, training
 from jaxdp.training import Interrupted, RunDirectory, UserError
-from jaxdp.training._loop import phase_transformation
-from jaxdp.training._manifest import check_files, read_manifest
 from jaxdp.training._run import _state_rounding
-from jaxdp.training._sealed import sealed
+from jaxdp.training.files._sealed import sealed
+from jaxdp.training.running._loop import phase_transformation
+from jaxdp.training.running._manifest import check_files, read_manifest
 
 from .small import Quiet, head_only, two_phases, write_table
 
@@ -66,7 +66,7 @@ def test_a_run_learns_and_writes_what_it_is_for(finished):
 def test_the_saved_model_has_the_accuracy_that_was_reported(finished):
     run, _ = finished
     config = training.load_config(run.config)
-    from jaxdp.training._data import load_dataset
+    from jaxdp.training.tasks._data import load_dataset
 
     held_out = load_dataset(config).held_out
     model = models.load_classifier(run.model)
@@ -202,7 +202,7 @@ def interrupted(tmp_path_factory, tiny_model):
 
 def test_an_interrupt_lets_the_step_finish_and_saves_it(interrupted):
     run, _ = interrupted
-    from jaxdp.training._checkpoint import Checkpoints
+    from jaxdp.training.running._checkpoint import Checkpoints
 
     checkpoints = Checkpoints(run.checkpoints)
     step, meta = checkpoints.latest()

@@ -7,7 +7,7 @@ import optax
 
 from jaxdp import transforms
 from jaxdp.training import TrainState
-from jaxdp.training._checkpoint import Checkpoints
+from jaxdp.training.running._checkpoint import Checkpoints
 
 
 def test_a_checkpoint_gives_back_every_bit_keys_and_counts_included(tmp_path, key):

@@ -10,8 +10,8 @@ import pytest
 
 from jaxdp import sampling, transforms
 from jaxdp.training import TrainState, make_step
-from jaxdp.training._config_phase import PhaseConfig
-from jaxdp.training._optimizer import learning_rate_schedule
+from jaxdp.training.chain._optimizer import learning_rate_schedule
+from jaxdp.training.config._phase import PhaseConfig
 
 N, D = 60, 3
 

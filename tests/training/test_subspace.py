@@ -10,9 +10,9 @@ import pytest
 
 import jaxdp
 from jaxdp import training, transforms
-from jaxdp.training._loop import phase_transformation
-from jaxdp.training._statement import make_statement
-from jaxdp.training._subspace import predictions
+from jaxdp.training.chain._subspace import predictions
+from jaxdp.training.running._loop import phase_transformation
+from jaxdp.training.running._statement import make_statement
 
 PARAMS = {"a/kernel": jnp.linspace(-1.0, 1.0, 30).reshape(6, 5), "a/bias": jnp.ones(5)}
 

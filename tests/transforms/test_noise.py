@@ -15,7 +15,7 @@ import pytest
 
 import jaxdp
 from jaxdp import sampling, transforms
-from jaxdp._normals import BLOCK, normals_from, standard_normal
+from jaxdp.numerics._normals import BLOCK, normals_from, standard_normal
 from jaxdp.transforms._noise import _NOISE_TAG, _with_noise
 from jaxdp.transforms._noise_blocks import TOGETHER, block_length, chunks_of
 from tests.transforms.small import PARAMS, flat64, loss, normal_batch
