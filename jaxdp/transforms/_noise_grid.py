@@ -40,7 +40,8 @@ class Grid(NamedTuple):
         """
         most = [self.spacing(scale) * (math.sqrt(self.entries) * (1 + 2.0**-20)) / scale for scale in scales]
         shares = [jnp.maximum(share, self.share).astype(jnp.float32) for share in most]
-        return 1 + functools.reduce(jnp.maximum, shares) * (1 + 2.0**-20)
+        # Up by more than this sum and its product with a sensitivity round, which a small share would be lost in.
+        return (1 + functools.reduce(jnp.maximum, shares)) * (1 + 2.0**-22)
 
     def spacing(self, scale: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""The largest power of two with $g \sqrt d$ no more than the share of the sensitivity.

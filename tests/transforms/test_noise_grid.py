@@ -46,6 +46,8 @@ def test_a_sensitivity_too_small_for_its_grid_is_enlarged_by_the_smallest_grid_t
     # The others, too: it is one sensitivity that all entries share.
     assert float(grid.enlargement([jnp.float32(1.0), jnp.float32(1e-34)])) >= 1 + 100 * tiny / 1e-34
     assert 1 + 2**-20 <= float(grid.enlargement([jnp.float32(1.0)])) < 1 + 2**-19
+    # A share below the last bit of 1 is not rounded away.
+    assert float(Grid(2**-30, 1).enlargement([jnp.float32(1.0)])) >= 1 + 2**-30
 
 
 def test_powers_of_two_are_exact_in_double_precision_too():
