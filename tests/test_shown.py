@@ -6,6 +6,7 @@ import functools
 import importlib
 import pickle
 import pkgutil
+import sys
 
 import jax
 import jax.flatten_util
@@ -132,11 +133,16 @@ ROUTES = {
 
 @pytest.mark.quick
 @pytest.mark.parametrize("what", VALUES)
-def test_every_route_into_jax_and_numpy_is_refused_with_the_sentence_and_no_value(what):
+def test_every_route_into_jax_and_numpy_is_refused_with_the_sentence_and_no_value(what, monkeypatch):
     make, sentence = VALUES[what]
     value = make()
+    # From Python 3.13 on, C code that asks whether `__jax_array__` exists prints what the answer was, beside the refusal.
+    beside = []
+    monkeypatch.setattr(sys, "unraisablehook", beside.append)
     for operation in ROUTES.values():
         refused(functools.partial(operation, value), sentence)
+    for unraised in beside:
+        assert sentence in nothing_private(f"{unraised.err_msg} {unraised.exc_value} {unraised.object!r}")
 
 
 @pytest.mark.quick
