@@ -13,7 +13,7 @@ import jaxdp
 from benchmarks.workloads import Scale
 from jaxdp import models
 from jaxdp.norms import _costs as rates
-from jaxdp.per_example.planning._costs import runs, sum_of_use
+from jaxdp.per_example.planning._costs import runs
 from jaxdp.per_example.rewriting._traced import TracedLoss, trace
 from jaxdp.per_example.tracing import _check
 
@@ -116,7 +116,7 @@ def paper_plan(scale: Scale, cluster: Cluster) -> dict[str, Any]:
     entries = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     common = common_memory(params, config, cluster)
     training = explained["ghost"].training_flops
-    sums = size * sum(runs(s.loops) * sum_of_use(s).flops for s in traced.sites.values() if s.sizes is not None)
+    sums = size * sum(runs(s.loops) * s.use.sum_cost(s.cts).flops for s in traced.sites.values() if s.sizes is not None)
     once = sent_bytes(entries, cluster, gathers=2)
     rows = [_row("plain", "non-private", common, {}, Work(training, 0.0, 0.0, 0.0, 0.0, once), cluster)]
     for key, label, *_ in METHODS:
@@ -161,7 +161,7 @@ def split_norms(
     sites = [site for leaf in range(len(traced.stacks)) for site in traced.sites_of(leaf).values()]
     norms = estimates = traffic = reused = 0.0
     for row, site in zip(plan.rows, sites, strict=True):
-        alone = sum_of_use(site).times(size * runs(site.loops))
+        alone = site.use.sum_cost(site.cts).times(size * runs(site.loops))
         traffic += max(0.0, row.bytes - alone.bytes)
         if row.rule == "product, once":
             reused += row.flops - alone.flops

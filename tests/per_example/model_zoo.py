@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from tests import drawn
+
 BATCH, SEQ, DIM, VOCAB = 5, 6, 8, 11
 
 
@@ -28,11 +30,11 @@ class Case(NamedTuple):
 
 
 def normal(i: int, *shape: int, scale: float = 1.0) -> jax.Array:
-    return scale * jax.random.normal(jax.random.fold_in(jax.random.key(7), i), shape)
+    return scale * drawn.normal(i, *shape)
 
 
 def tokens(length: int = SEQ) -> jax.Array:
-    return jax.random.randint(jax.random.key(3), (BATCH, length), 0, VOCAB)
+    return drawn.integers(3, VOCAB, BATCH, length)
 
 
 def weights(i: int, *shape: int) -> jax.Array:
@@ -343,7 +345,7 @@ def custom_rules() -> Case:
 
 
 def odd_primitives() -> Case:
-    """Uses that have no rule of their own: sort, cumulative sum, division, maximum, power."""
+    """Uses without a rule of their own (sort, cumulative sum), and elementwise ones: division, maximum, power."""
     params = {"a": normal(1, SEQ, DIM), "b": 1.5 + jnp.abs(normal(2, DIM)), "c": normal(3), "d": normal(4, DIM)}
 
     def loss(p: dict, x: jax.Array) -> jax.Array:
@@ -352,6 +354,18 @@ def odd_primitives() -> Case:
         return jnp.sum(jnp.sort(y, axis=0)[-1]) * p["c"] + jnp.sum(jnp.power(jnp.abs(x) + 1.0, p["c"]))
 
     return Case(loss, params, normal(5, BATCH, SEQ, DIM))
+
+
+def windows() -> Case:
+    """Positions from a place of the example's own, cut out of a table that is looked up, too."""
+    params = {"table": normal(1, VOCAB, DIM), "out": weights(2, DIM, DIM)}
+
+    def loss(p: dict, example: dict) -> jax.Array:
+        h = jax.lax.dynamic_slice_in_dim(p["table"], example["start"], SEQ) + p["table"][example["ids"]]
+        return jnp.mean(jnp.square(drop(h) @ p["out"]))
+
+    start = jnp.array([0, 3, VOCAB, -2, 1][:BATCH], jnp.int8)
+    return Case(loss, params, {"start": start, "ids": tokens()})
 
 
 def scalar_parameter() -> Case:
@@ -639,6 +653,7 @@ ZOO: dict[str, Callable[[], Case]] = {
         complex_recurrent,
         complex_views,
         branches,
+        windows,
     )
 }
 

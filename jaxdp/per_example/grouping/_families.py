@@ -18,7 +18,8 @@ from jaxdp.per_example.rewriting._taps import Report, UseKey
 from jaxdp.per_example.tracing._values import ProbeKeys
 from jaxdp.per_example.uses._clipping import clipped, contracted
 from jaxdp.per_example.uses._clipping_weights import ClippingWeights
-from jaxdp.per_example.uses._use import Escaped, Layout, Outer, Rows, Use
+from jaxdp.per_example.uses._elementwise import Escaped
+from jaxdp.per_example.uses._use import Layout, Outer, Rows, Use
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,44 +1,12 @@
-"""What the norm and the sum of one use's gradients cost one example, from the shapes seen while tracing."""
+"""What several uses together cost one example: joint norms, and the passes themselves."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from jaxdp.norms import (
-    NOTHING,
-    Cost,
-    NormChoice,
-    NormRule,
-    estimate_cost,
-    gram_cost,
-    norm_rule,
-    product_cost,
-    reuse_chunk,
-    reuse_cost,
-    rows_norm_cost,
-    rows_sum_cost,
-    sum_cost,
-)
+from jaxdp.norms import NOTHING, Cost, estimate_cost, rows_norm_cost
 from jaxdp.per_example.grouping._families import ReportedUse
 from jaxdp.per_example.rewriting._sites import Loop, Site
-from jaxdp.per_example.uses._convolution_costs import (
-    convolution_kept_cost,
-    convolution_norm,
-    convolution_reuse_cost,
-    convolution_sum_cost,
-)
-from jaxdp.per_example.uses._convolved import Convolved
-from jaxdp.per_example.uses._gathered import Gathered
-from jaxdp.per_example.uses._use import Elementwise
-
-_WORD = 4.0  # bytes of a float32
-
-
-class Priced(NamedTuple):
-    """How something is found, and what it costs."""
-
-    rule: str
-    cost: Cost
+from jaxdp.per_example.uses._costs import WORD, Priced, outer_norm
 
 
 def runs(loops: Iterable[Loop]) -> int:
@@ -46,36 +14,13 @@ def runs(loops: Iterable[Loop]) -> int:
     return math.prod(loop.length for loop in loops)
 
 
-def norm_of_use(site: Site) -> Priced:
-    """Squared norm of one run's gradient."""
-    if site.sizes is not None and isinstance(site.use, Convolved):
-        return Priced(*convolution_norm(*site.sizes, site.use.choice))
-    if site.sizes is not None:
-        return outer_norm(*site.sizes, site.use.choice)
-    if isinstance(site.use, Gathered):
-        return Priced("rows", rows_norm_cost(*_rows(site)))
-    size, output = _size(site), _output(site)
-    if isinstance(site.use, Elementwise):
-        return Priced("elementwise", Cost(float(output + 2 * size), _WORD * output))
-    return Priced("one gradient at a time", Cost(2.0 * (output + size), _WORD * (output + 3 * size)))
-
-
-def outer_norm(k: int, t: int, c: int, p: int, choice: NormChoice) -> Priced:
-    """Squared norm of A_k^T G_k for each k."""
-    how: NormRule = norm_rule(k, t, c, p, choice)
-    estimator = choice.estimator(k, t, c, p)
-    if estimator is not None:
-        return Priced(how, estimate_cost(k, t, c, p, estimator))
-    return Priced(how, gram_cost(k, t, c, p) if how == "Gram" else product_cost(k, t, c, p))
-
-
 def joint_norm(parts: Sequence[ReportedUse]) -> Priced:
     """Squared norm of the sum of several runs' and uses' factored gradients, cross terms included."""
-    tables = [part for part in parts if isinstance(part.use, Gathered)]
+    tables = [(part.steps, found) for part in parts if (found := part.site.use.rows(part.site.cts)) is not None]
     products = [part for part in parts if part.site.sizes is not None]
     found, cost, looked_up, width = [], NOTHING, 0, 0
     if tables:
-        looked_up, width = sum(part.steps * _rows(part.site)[0] for part in tables), _rows(tables[0].site)[1]
+        looked_up, width = sum(steps * count for steps, (count, _) in tables), tables[0][1][1]
         found.append("rows")
         cost = rows_norm_cost(looked_up, width)
     if products:
@@ -89,45 +34,9 @@ def joint_norm(parts: Sequence[ReportedUse]) -> Priced:
             return Priced(f"{outer.rule}, joint", estimate_cost(k, t + looked_up, c, p, estimator))
         found.append(outer.rule)
         # Inner products of each looked-up row with each output cotangent.
-        cross = Cost(2.0 * t * looked_up * (width + 1), _WORD * 3 * t * looked_up)
+        cross = Cost(2.0 * t * looked_up * (width + 1), WORD * 3 * t * looked_up)
         cost = cost + outer.cost + cross
     return Priced(" + ".join(found) + ", joint", cost)
-
-
-def sum_of_use(site: Site) -> Cost:
-    """One run's share of the weighted sum over the batch."""
-    if site.sizes is not None and isinstance(site.use, Convolved):
-        return convolution_sum_cost(*site.sizes)
-    if site.sizes is not None:
-        return sum_cost(*site.sizes)
-    if isinstance(site.use, Gathered):
-        return rows_sum_cost(*_rows(site))
-    return Cost(2.0 * _output(site), _WORD * _output(site))
-
-
-def reuse_of_use(site: Site) -> Priced:
-    """Norm and share of the sum of one run, from a gradient that is made once."""
-    k, t, c, p = site.sizes or (1, 1, 1, 1)
-    if isinstance(site.use, Convolved):
-        return Priced("product, once", convolution_reuse_cost(k, t, c, p))
-    return Priced("product, once", reuse_cost(k, t, c, p, reuse_chunk(k, c, p)))
-
-
-def kept_product(site: Site) -> Priced:
-    """Norm and share of the sum of one run, from a gradient that is kept until the clipping weight is known."""
-    k, t, c, p = site.sizes or (1, 1, 1, 1)
-    if isinstance(site.use, Convolved):
-        return Priced("product, kept", convolution_kept_cost(k, t, c, p))
-    # Made and squared; read again, weighted and added up.
-    return Priced("product, kept", product_cost(k, t, c, p) + Cost(2.0 * k * c * p, _WORD * k * c * p))
-
-
-def gradient_of_use(site: Site) -> Cost:
-    """One run's gradient as it is."""
-    if site.sizes is not None:
-        k, t, c, p = site.sizes
-        return Cost(2.0 * k * t * c * p, _WORD * k * (t * (c + p) + c * p))
-    return Cost(float(_output(site)), _WORD * (_output(site) + _size(site)))
 
 
 def training_flops(sites: Iterable[Site]) -> float:
@@ -147,17 +56,3 @@ def second_pass_flops(sites: Iterable[Site]) -> float:
 
 def _product_flops(site: Site) -> float:
     return runs(site.loops) * (2.0 * math.prod(site.sizes) if site.sizes is not None else 0.0)
-
-
-def _rows(site: Site) -> tuple[int, int]:
-    """How many rows one run looks up, and their width."""
-    width = math.prod(site.use.weight_shape(site.cts)[1:])
-    return _output(site) // max(1, width), width
-
-
-def _size(site: Site) -> int:
-    return math.prod(site.use.weight_shape(site.cts)) if site.cts else 0
-
-
-def _output(site: Site) -> int:
-    return sum(math.prod(ct.shape) for ct in site.cts)

@@ -13,18 +13,7 @@ from jaxdp.norms import EXACT, Cost, Exact, Norm, check_norm
 from jaxdp.numerics._wide import wide_dtype
 from jaxdp.per_example.grouping._families import Family, FamilyLeaf, clipped_last
 from jaxdp.per_example.grouping._groups import Groups, GroupSpec, resolve_groups
-from jaxdp.per_example.planning._costs import (
-    Priced,
-    gradient_of_use,
-    joint_norm,
-    kept_product,
-    norm_of_use,
-    reuse_of_use,
-    runs,
-    second_pass_flops,
-    sum_of_use,
-    training_flops,
-)
+from jaxdp.per_example.planning._costs import joint_norm, runs, second_pass_flops, training_flops
 from jaxdp.per_example.planning._explanation import Explanation, PlannedUse, RankCost
 from jaxdp.per_example.planning._method import Method, check_method
 from jaxdp.per_example.planning._plan import FACTOR_ALLOWANCE, Plan, factor_bytes, make_plan, whole_is_smaller
@@ -36,7 +25,7 @@ from jaxdp.per_example.rewriting._traced import TracedLoss, trace
 from jaxdp.per_example.subspace._projected import matrix_axes
 from jaxdp.per_example.subspace._projection import MatrixAxes
 from jaxdp.per_example.tracing import _check
-from jaxdp.per_example.uses._use import Elementwise
+from jaxdp.per_example.uses._costs import Priced
 
 PyTree = Any
 
@@ -194,10 +183,10 @@ class _Rows:
         rows = []
         for site in self.traced.sites_of(leaf).values():
             if mode is Mode.CLIP and site.use.reuses_gradient(site.cts):
-                found = reuse_of_use(site)
+                found = site.use.reuse_cost(site.cts)
             else:
-                norm = norm_of_use(site)
-                found = Priced(norm.rule, norm.cost + sum_of_use(site))
+                norm = site.use.norm_cost(site.cts)
+                found = Priced(norm.rule, norm.cost + site.use.sum_cost(site.cts))
             where = "in the use" if mode is Mode.CLIP else "second pass"
             rows.append(self._row(site, found.rule, where, found.cost.times(runs(site.loops))))
         return rows
@@ -211,7 +200,7 @@ class _Rows:
         chosen = self.plan is not None and joins(sites) and whole_is_smaller(self.traced, leaf)
         rule, rows = WHOLE_GRADIENT if chosen else OWN_GRADIENT, []
         for i, site in enumerate(sites):
-            cost = gradient_of_use(site).times(runs(site.loops))
+            cost = site.use.gradient_cost(site.cts).times(runs(site.loops))
             if i == 0:
                 cost = cost + Cost(4.0 * entries, 2.0 * itemsize * entries)
             held = entries * itemsize if i == 0 else 0
@@ -226,22 +215,22 @@ class _Rows:
         rows = []
         for i, part in enumerate(member.parts):
             site, every = part.site, runs(part.site.loops)
-            cost = sum_of_use(site).times(every)
+            cost = site.use.sum_cost(site.cts).times(every)
             if part.product:
-                rule, once = kept_product(site)
+                rule, once = site.use.held_cost(site.cts)
                 cost = once.times(every)
             elif member is clipped_last(family) and site.use.reuses_gradient(site.cts):
-                rule, once = reuse_of_use(site)
+                rule, once = site.use.reuse_cost(site.cts)
                 cost = once.times(every)
             elif joint is None:
-                rule, norm = norm_of_use(site)
+                rule, norm = site.use.norm_cost(site.cts)
                 cost = cost + norm.times(every)
             else:
                 # One norm for all runs with the same entries: its price stands in the first row.
                 rule = joint.rule
                 cost = cost + joint.cost.times(every // part.steps if i == 0 else 0)
-            if not site.use.factor_operands and not isinstance(site.use, Elementwise):
-                rule, cost = OWN_GRADIENT, cost + gradient_of_use(site).times(every)
+            if not site.use.factor_operands and site.use.enlarges:
+                rule, cost = OWN_GRADIENT, cost + site.use.gradient_cost(site.cts).times(every)
             rows.append(self._row(site, rule, where, cost, part.num_bytes))
         return rows
 

@@ -9,23 +9,15 @@ from jaxdp.norms import NormChoice, default_machine
 from jaxdp.numerics._wide import wide_dtype
 from jaxdp.per_example.grouping._families import Family, FamilyLeaf, ReportedUse, clipped_last
 from jaxdp.per_example.grouping._groups import Groups
-from jaxdp.per_example.planning._costs import kept_product, norm_of_use, sum_of_use
 from jaxdp.per_example.rewriting._sites import Loop, Site, adds_up, after, joins
 from jaxdp.per_example.rewriting._taps import LeafOperand, Mode, UseKey
 from jaxdp.per_example.rewriting._traced import TracedLoss
 from jaxdp.per_example.tracing._values import Path
-from jaxdp.per_example.uses._contracted import Contracted
-from jaxdp.per_example.uses._convolved import Convolved
-from jaxdp.per_example.uses._gathered import Gathered
-from jaxdp.per_example.uses._use import Escaped
+from jaxdp.per_example.uses._elementwise import Escaped
 
 # How much memory `method="auto"` lets factors take that wait for the end of the pass, as a multiple of the parameters'.
 # Training with Adam holds at least four times the parameters: parameters, gradients and two moments.
 FACTOR_ALLOWANCE = 1.0
-
-# How much larger than its factors a gradient of a matrix may be that is kept instead of them to save work. Factors keep
-# a layer's input until the end of the pass, gradients let it go: at this ratio neither needs more memory (measured).
-_MORE = 1.5
 
 # A parameter that is used several times has its whole gradient made for each example where that is no larger than so
 # many times the factors of its uses: its norm and what is added to the sum are then the same numbers, also where the
@@ -165,25 +157,24 @@ def _keeps_product(traced: TracedLoss, leaf: int, body: Path | None, flat: bool 
     """
     sites = list(traced.sites_of(leaf).values())
     site = sites[0]
-    if len(sites) > 1 or not isinstance(site.use, Contracted | Convolved) or not site.use.factor_operands:
+    if len(sites) > 1 or not site.use.held_up_to or not site.use.factor_operands:
         return False
     if not _steps_add_up(sites, body):
         return False
-    norm = norm_of_use(site)
+    norm = site.use.norm_cost(site.cts)
     # A gradient that is held anyway has its exact norm for nothing, also where norms may be estimated.
     free = ("product", "Hutchinson", "Hutch++") if flat and one_pass else ("product",)
     factors = sum(math.prod(x.shape) * x.dtype.itemsize for x in (*site.operands.values(), *site.cts))
     gradient = math.prod(site.use.weight_shape(site.cts)) * wide_dtype(site.cts[0].dtype).itemsize
     if norm.rule in free and gradient < factors:
         return True
-    # Not for convolutions, whose inputs are small beside what they are multiplied as. And what a loop or a checkpoint
-    # would let go is held for clipping alone, and shall be as small as it can be.
-    if not flat or not isinstance(site.use, Contracted) or site.loops or site.remat:
+    # What a loop or a checkpoint would let go is held for clipping alone, and shall be as small as it can be.
+    if not flat or site.use.held_up_to <= 1 or site.loops or site.remat:
         return False
     if site.use.choice.rule == "gram" or norm.rule not in ("product", "Gram"):
         return False
-    seconds = default_machine().seconds
-    return gradient <= _MORE * factors and seconds(kept_product(site).cost) < seconds(norm.cost + sum_of_use(site))
+    seconds, apart = default_machine().seconds, norm.cost + site.use.sum_cost(site.cts)
+    return gradient <= site.use.held_up_to * factors and seconds(site.use.held_cost(site.cts).cost) < seconds(apart)
 
 
 def whole_is_smaller(traced: TracedLoss, leaf: int) -> bool:
@@ -194,7 +185,7 @@ def whole_is_smaller(traced: TracedLoss, leaf: int) -> bool:
     if leaf in traced.rules or not all(site.whole and site.cts for site in sites):
         return False
     # An example's rows of a table are added up before anything else is done with them.
-    if all(isinstance(site.use, Gathered) for site in sites):
+    if all(site.use.rows(site.cts) is not None for site in sites):
         return False
     size = lambda shapes: sum(math.prod(x.shape) * x.dtype.itemsize for x in shapes)
     runs = lambda site: math.prod(loop.length for loop in site.loops if not loop.cuts)

@@ -26,9 +26,10 @@ from jaxdp.per_example.tracing._public import evaluated_when_asked
 from jaxdp.per_example.tracing._values import Path, Plain, Value, Weight, is_active
 from jaxdp.per_example.tracing._views import derive, fixed_outputs, is_derivable
 from jaxdp.per_example.uses._clipping_weights import NO_WEIGHTS, ClippingWeights
+from jaxdp.per_example.uses._elementwise import Escaped
 from jaxdp.per_example.uses._sharded import sharded_use
 from jaxdp.per_example.uses._table import use_of
-from jaxdp.per_example.uses._use import Chosen, Escaped, Use
+from jaxdp.per_example.uses._use import Chosen, Use
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,7 @@ def joins(sites: Sequence[Site]) -> bool:
         return False
     known = [layout for layout in layouts if layout is not None]
     same_axes = {(x.batch, frozenset((x.first, x.second))) for x in known}
-    tables = any(type(site.use).__name__ == "Gathered" for site in sites)
+    tables = any(site.use.rows(site.cts) is not None for site in sites)
     return len(same_axes) == 1 and not (tables and known[0].batch)
 
 

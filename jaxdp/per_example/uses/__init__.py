@@ -6,11 +6,13 @@ is the rule for everything else.
 
 | module | equations |
 |---|---|
-| `_use` | the interface, and any equation by its own derivative; what is as large as its output (`add`, `mul`) |
+| `_use` | the interface, and any equation by its own derivative |
+| `_elementwise` | what is as large as its output (`add`, `mul`, `div`, `max`, ...) |
 | `_contracted`, `_sharded` | `dot_general`, also of a parameter that several devices hold |
 | `_convolved`, `_patches`, `_convolution_costs` | `conv_general_dilated` |
-| `_gathered` | lookups of rows |
+| `_gathered`, `_sliced` | lookups of rows, and of windows of them |
 | `_ragged_dot` | products of groups of rows: mixtures of experts |
+| `_costs` | what norms and sums cost, as far as rules have it in common |
 | `_batching`, `_clipping`, `_clipping_weights` | how rules are run over a batch, and clipping weights from norms |
 
 May import: `tracing`, `jaxdp.norms`. To add a rule: a module here, and a line in `_table`.

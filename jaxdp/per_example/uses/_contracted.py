@@ -26,6 +26,10 @@ from jaxdp.per_example.uses._use import Layout, Operands, Outer, Use, product
 # Sequences from which on a loop over examples costs no time beside what is done for each.
 _LONG = 2048
 
+# Factors keep a layer's input until the end of the pass, gradients let it go: at this ratio of their sizes neither
+# needs more memory (measured).
+_NO_MORE_MEMORY = 1.5
+
 # Lengths of axes, and in how many parts devices hold them.
 Parts = tuple[tuple[int, int], ...]
 
@@ -41,6 +45,7 @@ class Contracted(Use):
     parts: tuple[Parts, Parts] = ((), ())
     bilinear = True
     alone = True
+    held_up_to = _NO_MORE_MEMORY
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from jaxdp.lowering._shards import chunk_size, shards_of, sum_examples
 from jaxdp.lowering._weighted import weighted_total
 from jaxdp.norms import (
     Accumulation,
+    Cost,
     NormChoice,
     magnitude,
     of_array,
@@ -25,7 +26,15 @@ from jaxdp.norms import (
 from jaxdp.numerics._wide import wide, wide_dtype
 from jaxdp.per_example.tracing._convolution_layout import has_canonical_form, pull_back
 from jaxdp.per_example.uses._batching import few_at_a_time
-from jaxdp.per_example.uses._convolution_costs import alive_elements, convolution_norm, convolution_prefers_reuse
+from jaxdp.per_example.uses._convolution_costs import (
+    alive_elements,
+    convolution_kept_cost,
+    convolution_norm,
+    convolution_prefers_reuse,
+    convolution_reuse_cost,
+    convolution_sum_cost,
+)
+from jaxdp.per_example.uses._costs import HELD, REUSED, Priced
 from jaxdp.per_example.uses._patches import Window
 from jaxdp.per_example.uses._use import Operands, Outer, Use, product
 
@@ -42,6 +51,8 @@ class Convolved(Use):
 
     bilinear = True
     alone = True
+    # No larger than factors, whose inputs are small beside the patches that they are multiplied as.
+    held_up_to = 1.0
 
     @staticmethod
     def norm_choice(choice: NormChoice) -> NormChoice:
@@ -213,6 +224,22 @@ class Convolved(Use):
             )
 
         return jax.linear_transpose(apply, jax.ShapeDtypeStruct(self.eqn.invars[1].aval.shape, x.dtype))(ct)[0]
+
+    def norm_cost(self, cts: Sequence[Any]) -> Priced:
+        """Of patches and cotangents."""
+        return Priced(*convolution_norm(*self.sizes(jnp.shape(cts[0])), self.choice))
+
+    def sum_cost(self, cts: Sequence[Any]) -> Cost:
+        """One product with patches."""
+        return convolution_sum_cost(*self.sizes(jnp.shape(cts[0])))
+
+    def reuse_cost(self, cts: Sequence[Any]) -> Priced:
+        """Patches are cut out once."""
+        return Priced(REUSED, convolution_reuse_cost(*self.sizes(jnp.shape(cts[0]))))
+
+    def held_cost(self, cts: Sequence[Any]) -> Priced:
+        """Patches are cut out once."""
+        return Priced(HELD, convolution_kept_cost(*self.sizes(jnp.shape(cts[0]))))
 
     def reuses_gradient(self, cts: Sequence[Any]) -> bool:
         """Where the gradient costs less than Gram matrices, it is made once for the norm and the sum."""

@@ -1,5 +1,6 @@
 """Uses in table lookups."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from jaxdp.norms import summed_rows, summed_rows_certificate
+from jaxdp.norms import Cost, rows_norm_cost, rows_sum_cost, summed_rows, summed_rows_certificate
 from jaxdp.numerics._wide import wide
+from jaxdp.per_example.uses._costs import Priced
 from jaxdp.per_example.uses._use import Layout, Operands, Rows, Use
 
 
@@ -30,6 +32,19 @@ class Gathered(Use):
     saved = (1,)
     bilinear = True
     alone = True
+
+    def rows(self, cts: Sequence[Any]) -> tuple[int, int]:
+        """How many rows one example looks up."""
+        width = math.prod(self.weight_shape(cts)[1:])
+        return math.prod(jnp.shape(cts[0])) // max(1, width) if cts else 0, width
+
+    def norm_cost(self, cts: Sequence[Any]) -> Priced:
+        """Of rows, added up where they are repeated."""
+        return Priced("rows", rows_norm_cost(*self.rows(cts)))
+
+    def sum_cost(self, cts: Sequence[Any]) -> Cost:
+        """One scatter-add."""
+        return rows_sum_cost(*self.rows(cts))
 
     def _rows(self, ids: Array, ct: Array, lead: int) -> tuple[Array, Array]:
         """Row numbers `[*lead, T]` and their cotangents `[*lead, T, *row]`; rows outside the table get zero."""

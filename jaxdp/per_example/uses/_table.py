@@ -6,9 +6,11 @@ from jaxdp.norms import NormChoice
 from jaxdp.numerics._wide import is_complex
 from jaxdp.per_example.uses._contracted import Contracted
 from jaxdp.per_example.uses._convolved import Convolved
+from jaxdp.per_example.uses._elementwise import Added, Elementwise, Multiplied
 from jaxdp.per_example.uses._gathered import Gathered
 from jaxdp.per_example.uses._ragged_dot import Ragged
-from jaxdp.per_example.uses._use import Added, Multiplied, Use
+from jaxdp.per_example.uses._sliced import Sliced
+from jaxdp.per_example.uses._use import Use
 
 # What knows better than the equation's own derivative. For all other primitives, and where a rule does not match, there
 # is `Use`.
@@ -16,11 +18,17 @@ RULES: dict[str, type[Use]] = {
     "dot_general": Contracted,
     "conv_general_dilated": Convolved,
     "gather": Gathered,
+    "dynamic_slice": Sliced,
     "ragged_dot_general": Ragged,
     "add": Added,
     "sub": Added,
     "add_any": Added,
     "mul": Multiplied,
+    "div": Elementwise,
+    "max": Elementwise,
+    "min": Elementwise,
+    "pow": Elementwise,
+    "select_n": Elementwise,
 }
 
 

@@ -14,11 +14,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from jaxdp._shown import of_shapes
-from jaxdp.lowering._weighted import weighted_total
-from jaxdp.norms import ANY_EXACT, Accumulation, NormChoice, meeting_of_arrays, of_array
+from jaxdp.norms import (
+    ANY_EXACT,
+    Accumulation,
+    Cost,
+    NormChoice,
+    meeting_of_arrays,
+    of_array,
+    product_cost,
+    reuse_chunk,
+    reuse_cost,
+    sum_cost,
+)
 from jaxdp.numerics._wide import as_real, is_complex, is_float, wide
 from jaxdp.per_example.tracing._compat import eval_eqn
 from jaxdp.per_example.uses._batching import few_at_a_time, one_at_a_time_sum
+from jaxdp.per_example.uses._costs import HELD, REUSED, WORD, Priced, elements, outer_norm
 
 Operands = dict[int, Any]
 TAKEN = -1
@@ -58,13 +69,6 @@ def product(shape: Sequence[int]) -> int:
     return size
 
 
-def unbroadcast(x: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes along which an elementwise operand of this shape was repeated."""
-    lead = x.ndim - len(shape)
-    repeated = [lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1]
-    return jnp.sum(x, axis=(*range(lead), *repeated), keepdims=True).reshape(shape) if lead or repeated else x
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Use:
     """The exact fallback: any primitive, through the VJP of that one equation."""
@@ -81,6 +85,11 @@ class Use:
     bilinear: ClassVar[bool] = False
     # Whether the other operands must be ordinary values.
     alone: ClassVar[bool] = False
+    # How many times as large as the factors a gradient may be that is held in their place: 0 where it never is, 1 where
+    # it must be smaller, more where it may be larger to save work.
+    held_up_to: ClassVar[float] = 0.0
+    # Whether an example's gradient may be larger than the cotangent that it is made from.
+    enlarges: ClassVar[bool] = True
 
     @staticmethod
     def matches(eqn: Any, index: int) -> bool:
@@ -122,6 +131,44 @@ class Use:
         """K, T, C and P of one example's factors A_k^T G_k, where the gradient is made of such."""
         del ct_shape
         return None
+
+    def rows(self, cts: Sequence[Any]) -> tuple[int, int] | None:
+        """Number and width of the rows of one example's factors, where the gradient is made of `Rows`."""
+        del cts
+        return None
+
+    def norm_cost(self, cts: Sequence[Any]) -> Priced:
+        """What `certificate` costs one example."""
+        if cts and (sizes := self.sizes(jnp.shape(cts[0]))) is not None:
+            return outer_norm(*sizes, self.choice)
+        size, output = elements(self, cts)
+        return Priced("one gradient at a time", Cost(2.0 * (output + size), WORD * (output + 3 * size)))
+
+    def sum_cost(self, cts: Sequence[Any]) -> Cost:
+        """One example's share of `weighted_sum`."""
+        if cts and (sizes := self.sizes(jnp.shape(cts[0]))) is not None:
+            return sum_cost(*sizes)
+        _, output = elements(self, cts)
+        return Cost(2.0 * output, WORD * output)
+
+    def reuse_cost(self, cts: Sequence[Any]) -> Priced:
+        """One example's share of `clipped`, with a gradient that is made once."""
+        k, t, c, p = self.sizes(jnp.shape(cts[0])) or (1, 1, 1, 1)
+        return Priced(REUSED, reuse_cost(k, t, c, p, reuse_chunk(k, c, p)))
+
+    def held_cost(self, cts: Sequence[Any]) -> Priced:
+        """Norm and share of the sum from a gradient that is held until the clipping weight is known."""
+        k, t, c, p = self.sizes(jnp.shape(cts[0])) or (1, 1, 1, 1)
+        # Made and squared; read again, weighted and added up.
+        return Priced(HELD, product_cost(k, t, c, p) + Cost(2.0 * k * c * p, WORD * k * c * p))
+
+    def gradient_cost(self, cts: Sequence[Any]) -> Cost:
+        """What `gradient` costs."""
+        if cts and (sizes := self.sizes(jnp.shape(cts[0]))) is not None:
+            k, t, c, p = sizes
+            return Cost(2.0 * k * t * c * p, WORD * k * (t * (c + p) + c * p))
+        size, output = elements(self, cts)
+        return Cost(float(output), WORD * (output + size))
 
     def reuses_gradient(self, cts: Sequence[Any]) -> bool:
         """Whether an example's gradient, made once, is cheaper than its norm and the sum by themselves."""
@@ -208,77 +255,3 @@ class Chosen(Use):
         """One example's gradient, zero if it does not take the branch."""
         found = super().gradient({i: x for i, x in operands.items() if i != TAKEN}, cts)
         return jnp.where(operands[TAKEN], found, jnp.zeros_like(found))
-
-
-class Elementwise(Use):
-    """Uses whose gradient is no larger than the output: one vectorised reduction over the batch."""
-
-    def meeting(self, ct_shape: tuple[int, ...], terms: int, dtype: Any) -> Accumulation:
-        """One array for each example."""
-        del ct_shape, terms
-        return meeting_of_arrays(self.choice.examples, dtype)
-
-    def certificate(
-        self, operands: Operands, cts: Sequence[Array], key: PRNGKeyArray | None = None
-    ) -> Float[Array, "4"]:
-        """What is known of the norm of `gradient`."""
-        del key
-        return of_array(self.gradient(operands, cts), self.choice.examples)
-
-    def weighted_sum(
-        self,
-        weights: Float[Array, " batch"],
-        operands: Operands,
-        batched: dict[int, bool],
-        cts: Sequence[Array],
-    ) -> Array:
-        """One reduction over the batch."""
-        axes = {i: 0 if b else None for i, b in batched.items()}
-        grads = jax.vmap(self.gradient, in_axes=(axes, 0))(operands, list(cts))
-        return weighted_total(weights, grads)
-
-
-class Escaped(Elementwise):
-    """A parameter that becomes an ordinary value (a loop's initial state, say): the gradient is the cotangent."""
-
-    saved = ()
-    bilinear = True
-
-    def weight_shape(self, cts: Sequence[Any]) -> tuple[int, ...]:
-        """The cotangent's shape."""
-        if self.eqn is not None:
-            return super().weight_shape(cts)
-        return (*jnp.shape(cts[0]), 2) if is_complex(cts[0]) else jnp.shape(cts[0])
-
-    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """The cotangent."""
-        return as_real(wide(cts[0]))
-
-
-class Added(Escaped):
-    """`add` and `sub`: the gradient is the output's cotangent, negated for a subtrahend."""
-
-    def _sign(self, index: int, ct: Array) -> Array:
-        return -ct if self.eqn.primitive.name == "sub" and index == 1 else ct
-
-    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """The signed cotangent."""
-        return unbroadcast(self._sign(self.index, wide(cts[0])), self.eqn.invars[self.index].aval.shape)
-
-    def pull_back(self, operands: Operands, wanted: Sequence[int], cts: Sequence[Array]) -> list[Array]:
-        """The signed cotangents: no operand's value is needed, so none is kept for the backward pass."""
-        avals = [self.eqn.invars[i].aval for i in wanted]
-        return [
-            unbroadcast(self._sign(i, cts[0]), aval.shape).astype(aval.dtype)
-            for i, aval in zip(wanted, avals, strict=True)
-        ]
-
-
-class Multiplied(Elementwise):
-    """`mul`: the gradient is the output's cotangent times the other factor."""
-
-    bilinear = True
-
-    def gradient(self, operands: Operands, cts: Sequence[Array]) -> Array:
-        """Elementwise product."""
-        return unbroadcast(wide(cts[0]) * wide(operands[1 - self.index]), self.eqn.invars[self.index].aval.shape)
