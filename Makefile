@@ -26,9 +26,11 @@ lint: $(VENV)/.test $(VENV)/.data
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# A subset of a few minutes, for other Python and JAX releases: make quick PYTHON=python3.12 VENV=.venv-3.12
+# A subset of a minute or two, for other Python and JAX releases: make quick PYTHON=python3.12 VENV=.venv-3.12
+# What one of them has compiled, the next one with the same jaxlib need not compile again.
 quick: $(VENV)/.test $(VENV)/.data
-	$(BIN)/python -m pytest -n $(WORKERS) -m quick
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.pytest_cache/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+	JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1 $(BIN)/python -m pytest -n $(WORKERS) -m quick --ignore=tests/benchmarks
 
 # Breaks privacy in one small way after the other and sees whether the tests notice; a quarter of an hour or more, and
 # goes on where it was stopped: make mutants ONLY=probes

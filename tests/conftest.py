@@ -18,8 +18,7 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 
 # Batteries and runs that trace the same functions over and over, where checking annotations takes a third of the time.
-# `make quick` checks the essentials of each folder, every model of the zoo among them; all other folders are checked in
-# every run.
+# `make quick` checks the essentials of each folder; all other folders are checked in every run.
 REPEATED = ("benchmarks", "cli", "examples", "interop", "models", "nnx", "parallel", "per_example", "training")
 
 
@@ -40,6 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _folder(item) in ("training", "models", "parallel") and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        # `quick("this", "that")`: of these parameters only.
+        marker = item.get_closest_marker("quick")
+        if marker is not None and marker.args and item.callspec.id not in marker.args:  # pyright: ignore[reportAttributeAccessIssue]
+            item.own_markers = [mark for mark in item.own_markers if mark is not marker]
 
 
 @pytest.fixture

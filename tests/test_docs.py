@@ -43,7 +43,7 @@ def as_users_run_it():
         yield
 
 
-@pytest.mark.quick
+@pytest.mark.quick("README.md")
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")], ids=lambda d: d.name)
 def test_python_blocks_run(document, capsys):

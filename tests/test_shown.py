@@ -136,7 +136,7 @@ ROUTES = {
 def test_every_route_into_jax_and_numpy_is_refused_with_the_sentence_and_no_value(what, monkeypatch):
     make, sentence = VALUES[what]
     value = make()
-    # From Python 3.13 on, C code that asks whether `__jax_array__` exists prints what the answer was, beside the refusal.
+    # From Python 3.13 on, C code that asks whether `__jax_array__` exists prints what was raised, beside the refusal.
     beside = []
     monkeypatch.setattr(sys, "unraisablehook", beside.append)
     for operation in ROUTES.values():

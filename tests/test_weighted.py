@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxdp.lowering._target import batch_sharded
 from jaxdp.lowering._weighted import weighted_total
+from tests.drawn import normal
 
 # Few rows, many small ones, many large ones: a form for each.
 SHAPES = [(0, 5), (1, 5), (16, 40, 40), (17, 3, 2), (64, 384), (33, 70, 80), (3,), (20,)]
@@ -16,7 +17,7 @@ SHAPES = [(0, 5), (1, 5), (16, 40, 40), (17, 3, 2), (64, 384), (33, 70, 80), (3,
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_form_is_the_weighted_sum(shape: tuple[int, ...]) -> None:
     weights = jax.random.uniform(jax.random.key(1), shape[:1])
-    rows = jax.random.normal(jax.random.key(2), shape)
+    rows = normal(2, *shape)
     expected = np.tensordot(np.float64(weights), np.float64(rows), axes=1)
     found = weighted_total(weights, rows)
     assert found.shape == shape[1:]

@@ -52,7 +52,7 @@ def poisson(event: dp_accounting.DpEvent, probability: float = 0.02, steps: int 
     return SelfComposedDpEvent(PoissonSampledDpEvent(probability, event), steps)
 
 
-@pytest.mark.quick
+@pytest.mark.quick("kind1-8-0.685")
 @pytest.mark.parametrize(
     ("kind", "target", "noise_multiplier"),
     [
@@ -81,7 +81,6 @@ def test_reference_numbers_of_few_probes(kind: tuple, target: float, noise_multi
     assert high <= target <= low
 
 
-@pytest.mark.quick
 def test_epsilon_decreases_to_that_of_exact_norms():
     exact = epsilon_of(poisson(GaussianDpEvent(1.0)), 1e-5)
     for sharing in ("batch", "example"):

@@ -19,7 +19,6 @@ def loop(x, w, length=7):
     return jax.lax.scan(lambda h, _: (h @ w, None), x, None, length=length)[0]
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("fn", "args", "expected"),
     [

@@ -45,7 +45,6 @@ ENTRY %main (x: f32[8,16]) -> bf16[4] {
 """.replace("KNOWN", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 
-@pytest.mark.quick
 def test_bytes_of_every_kind_are_counted_as_often_as_they_are_sent():
     program = Program(HLO)
     table = {

@@ -234,7 +234,6 @@ def row(key, family, median, temp, **more):
     }
 
 
-@pytest.mark.quick
 def test_ratios_refer_to_the_faster_baseline():
     rows = [
         row("plain", "baseline", 2.0, 100),
@@ -251,7 +250,6 @@ def test_ratios_refer_to_the_faster_baseline():
     assert tables.cells({**rows[3], "label": "ghost", "rival": None, "ratios": {}}, "tapped")[-1] == "none fits"
 
 
-@pytest.mark.quick
 def test_choices_are_read_and_refused():
     assert variants.parse_choices(["fused", "ghost/param", "ghost/param/2"]) == (
         ("fused", "layer", None),
@@ -272,7 +270,6 @@ def test_choices_are_read_and_refused():
         step_cost.Settings(compiles=0)
 
 
-@pytest.mark.quick
 def test_machine_facts_name_neither_host_nor_path():
     text = json.dumps(machine.facts("float32"))
     assert socket.gethostname() not in text.replace(machine.cpu_model(), "") or len(socket.gethostname()) < 4

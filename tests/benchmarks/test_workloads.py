@@ -37,7 +37,6 @@ def test_bfloat16_reaches_every_product_with_a_parameter(name):
     assert all(":bf16[" in line for line in products if line not in scores)
 
 
-@pytest.mark.quick
 def test_names():
     assert workloads.expand(["w4", "w2", "w2"]) == ("w4-vit", "w4-conv", "w2")
     assert "gpu" not in workloads.expand(["all"])

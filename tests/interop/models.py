@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.drawn import normal
+
 BATCH = 6
 PARAMS = {
     "hidden": {
-        "kernel": 0.5 * jax.random.normal(jax.random.key(1), (3, 4)),
-        "bias": 0.1 * jax.random.normal(jax.random.key(2), (4,)),
+        "kernel": 0.5 * normal(1, 3, 4),
+        "bias": 0.1 * normal(2, 4),
     },
-    "head": jax.random.normal(jax.random.key(3), (4,)),
+    "head": normal(3, 4),
 }
-X = jax.random.normal(jax.random.key(4), (BATCH, 3))
+X = normal(4, BATCH, 3)
 # A few examples with a gradient below the clipping norm, a few above.
 Y = jnp.linspace(-3.0, 3.0, BATCH)
 PADDING = jnp.array([False, False, True, False, True, True])

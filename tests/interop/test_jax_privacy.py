@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdp.interop.jax_privacy import clipped_grad, execution_plan
+from tests.drawn import normal
 from tests.interop.models import BATCH, PADDING, PARAMS, X, Y, assert_equal_but_for_slack, flat, loss, loss_with_all
 
 jax_privacy = pytest.importorskip("jax_privacy")
@@ -124,7 +125,7 @@ def test_sensitivities_are_those_of_jax_privacy():
 
 
 EXAMPLES, STEPS = 24, 5
-DATA = jax.random.normal(jax.random.key(6), (EXAMPLES, 3)), jnp.linspace(-2.0, 2.0, EXAMPLES)
+DATA = normal(6, EXAMPLES, 3), jnp.linspace(-2.0, 2.0, EXAMPLES)
 
 
 def config(**fields):

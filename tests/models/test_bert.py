@@ -14,7 +14,6 @@ IDS = jnp.array([1, 5, 7, 2, 0, 0], jnp.int32)
 MASK = jnp.array([True, True, True, True, False, False])
 
 
-@pytest.mark.quick
 def test_padded_places_have_no_influence(encoder):
     """Other ids, more padding, or an integer mask give the same hidden states where there are tokens."""
     hidden = encoder(IDS, MASK)

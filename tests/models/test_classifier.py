@@ -12,7 +12,6 @@ IDS = jnp.array([1, 5, 7, 2, 0], jnp.int32)
 MASK = jnp.array([True, True, True, True, False])
 
 
-@pytest.mark.quick
 def test_the_head_starts_at_zero(classifier):
     np.testing.assert_array_equal(classifier(IDS, MASK), np.zeros(3))
     assert classifier.num_classes == 3

@@ -101,7 +101,6 @@ def test_adapters_alone_are_trained_with_everything_else_closed_over(decoder, ad
     assert "lora" in plan and "kernel" not in plan and "embedding" not in plan
 
 
-@pytest.mark.quick
 def test_an_adapter_is_the_formula_and_begins_at_nothing(decoder, adapted):
     run = jax.jit(lambda model, ids: model(ids))
     fresh = models.add_lora(decoder, rank=2, alpha=6.0, rngs=nnx.Rngs(1))

@@ -30,7 +30,6 @@ def decoder():
     return models.LlamaDecoder(CONFIG, rngs=nnx.Rngs(0))
 
 
-@pytest.mark.quick
 def test_divided_layers_compute_the_same_and_are_joined_again(decoder, tmp_path):
     divided = models.split_top(decoder, 2)
     assert divided.layers.up.kernel.shape[0] == 1 and divided.top.up.kernel.shape[0] == 2

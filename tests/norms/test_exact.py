@@ -7,6 +7,7 @@ import pytest
 
 from jaxdp.norms import outer_certificate
 from jaxdp.norms._exact import Rule
+from tests.drawn import normal
 
 
 def norms(rule: Rule | None = None):
@@ -34,6 +35,6 @@ def test_loops_over_a_batch_change_nothing(
 ) -> None:
     monkeypatch.setattr("jaxdp.norms._exact._TOGETHER_ELEMENTS", room)
     monkeypatch.setattr("jaxdp.norms._exact._on_cpu", lambda: one_by_one)
-    a, g = (jax.random.normal(jax.random.key(i), (7, 5, 4 + i)) for i in range(2))
+    a, g = (normal(i, 7, 5, 4 + i) for i in range(2))
     each = np.einsum("btc,btp->bcp", *(np.asarray(x, np.float64) for x in (a, g)))
     np.testing.assert_allclose(norms(rule)(a, g), np.sum(np.square(each), axis=(1, 2)), rtol=1e-5)

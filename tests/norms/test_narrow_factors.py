@@ -10,12 +10,13 @@ import pytest
 import jaxdp
 from jaxdp.norms import certified_norm, clipped_outer_sum, outer_certificate
 from jaxdp.per_example.tracing._compat import dead_code_eliminated
+from tests.drawn import normal
 
 DTYPES = [jnp.bfloat16, jnp.float16]
 
 
 def factors(dtype, t: int = 40, c: int = 24, p: int = 16, k: int = 2):
-    a, g = jax.random.normal(jax.random.key(1), (k, t, c)), jax.random.normal(jax.random.key(2), (k, t, p))
+    a, g = normal(1, k, t, c), normal(2, k, t, p)
     return a.astype(dtype), g.astype(dtype)
 
 

@@ -16,6 +16,7 @@ from jaxdp.per_example.tracing._compat import eval_eqn
 from jaxdp.per_example.tracing._convolution_layout import evaluated
 from jaxdp.per_example.uses import _convolution_costs as costs
 from jaxdp.per_example.uses._convolved import Convolved
+from tests.drawn import normal
 
 BATCH = 6
 
@@ -47,7 +48,7 @@ FORMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, d
 def make_use(form: str, dtype: Any = jnp.float32, choice: NormChoice = ANY_EXACT) -> tuple[Convolved, Any, Any]:
     """A use, one batch of its inputs and cotangents, and every example's gradient by the convolution's own rule."""
     x_shape, kernel_shape, strides, padding, options = FORMS[form]
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape).astype(dtype)
+    draw = lambda i, *shape: normal(i, *shape).astype(dtype)
     apply = lambda x, w: lax.conv_general_dilated(x, w, strides, padding, **options)
     x, kernel = draw(0, BATCH, *x_shape), draw(1, *kernel_shape)
     eqn = jax.make_jaxpr(apply)(x[0], kernel).eqns[-1]
@@ -88,7 +89,7 @@ def test_gradients_norms_and_sums_are_exact(form: str, alive: int, monkeypatch: 
 def test_values_and_input_gradients_are_those_of_the_convolution(form: str) -> None:
     """Computed in the form that is fast on a CPU; also where the kernel is no parameter."""
     use, (x, ct), _ = make_use(form)
-    eqn, kernel = use.eqn, jax.random.normal(jax.random.key(3), FORMS[form][1])
+    eqn, kernel = use.eqn, normal(3, *FORMS[form][1])
 
     def both(run: Any) -> Any:
         value, pull = jax.vjp(lambda x, kernel: run(eqn, [x, kernel])[0], x[0], kernel)

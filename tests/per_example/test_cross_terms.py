@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxdp
+from tests.drawn import normal
 from tests.per_example.model_zoo import BATCH
 from tests.per_example.test_methods import TOLERANCE, clip_to, clipped_by_hand, relative_error
 
@@ -19,12 +20,12 @@ def from_factors(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("method", ["ghost", "fused"])
 def test_entries_of_a_stack_have_the_weights_of_their_own_groups(method: str) -> None:
     """First and last layer are one group, the one between them another with what stands beside the stack."""
-    params = {"w": jax.random.normal(jax.random.key(1), (3, 4, 4)), "b": jnp.ones(4)}
+    params = {"w": normal(1, 3, 4, 4), "b": jnp.ones(4)}
 
     def loss(p, x):
         return jnp.sum(jax.lax.scan(lambda h, w: (jnp.tanh(h @ w + p["b"]), None), x, p["w"])[0])
 
-    batch = jnp.linspace(0.1, 2.0, BATCH)[:, None] * jax.random.normal(jax.random.key(2), (BATCH, 4))
+    batch = jnp.linspace(0.1, 2.0, BATCH)[:, None] * normal(2, BATCH, 4)
     of_path = lambda path: "outer" if path[-3:] in ("[0]", "[2]") else "inner"
     lazy = jaxdp.per_example_grad(loss, method=method)(params, batch)
     groups = lazy.groups(of_path)
@@ -38,8 +39,8 @@ def test_entries_of_a_stack_have_the_weights_of_their_own_groups(method: str) ->
 
 def test_a_parameter_behind_a_function_has_its_own_norm_and_not_the_functions() -> None:
     """Where a weight is scaled, bent or repeated before it is used, the norm is that of the parameter's gradient."""
-    w = jax.random.normal(jax.random.key(1), (3, 4))
-    batch = jax.random.normal(jax.random.key(2), (BATCH, 5, 3))
+    w = normal(1, 3, 4)
+    batch = normal(2, BATCH, 5, 3)
     for view in (lambda w: 3.0 * w, jnp.tanh, lambda w: jnp.broadcast_to(w[:, :1], (3, 4)), jnp.transpose):
         loss = lambda w, x, view=view: jnp.sum(jnp.sin(x @ view(w).reshape(3, 4)))
         norms = jax.jit(lambda loss=loss: jaxdp.per_example_grad(loss, method="ghost")(w, batch).squared_norms())()
@@ -50,8 +51,8 @@ def test_a_parameter_behind_a_function_has_its_own_norm_and_not_the_functions() 
 @pytest.mark.parametrize("method", ["ghost", "fused"])
 def test_slices_that_overlap_have_cross_terms(method: str) -> None:
     """Rows of a weight that two of its slices have in common are used twice; rows that none has in common are not."""
-    w = jax.random.normal(jax.random.key(1), (6, 4))
-    batch = jax.random.normal(jax.random.key(2), (BATCH, 2, 3))
+    w = normal(1, 6, 4)
+    batch = normal(2, BATCH, 2, 3)
     for starts in ((0, 2), (2, 0), (1, 1), (0, 3), (3, 0)):
         parts = [slice(start, start + 3) for start in starts]
         loss = lambda w, x, parts=parts: sum(jnp.sum(jnp.tanh(x[i] @ w[part])) for i, part in enumerate(parts))
@@ -62,8 +63,8 @@ def test_slices_that_overlap_have_cross_terms(method: str) -> None:
 
 def test_a_gradient_made_once_for_norm_and_sum_is_weighed_by_its_whole_group() -> None:
     """The kernel is clipped where its gradient is made; the bias, whose gradient is the longer one, counts there."""
-    params = {"kernel": jax.random.normal(jax.random.key(1), (16, 16)), "bias": jnp.zeros(16)}
-    batch = 0.01 * jax.random.normal(jax.random.key(2), (BATCH, 2, 16))
+    params = {"kernel": normal(1, 16, 16), "bias": jnp.zeros(16)}
+    batch = 0.01 * normal(2, BATCH, 2, 16)
     loss = lambda p, x: jnp.sum((x @ p["kernel"] + p["bias"][None]) * jnp.linspace(0.5, 1.5, 16)[None])
     make = jaxdp.per_example_grad(loss, method="fused", rules={"params['kernel']": "materialize"})
     lazy = make(params, batch)

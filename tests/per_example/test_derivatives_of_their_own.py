@@ -10,12 +10,9 @@ from jax import lax
 from jax.experimental import sparse
 
 import jaxdp
+from tests.drawn import normal
 
 DIM, BATCH = 4, 3
-
-
-def normal(i: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(i), shape)
 
 
 W, X = normal(0, DIM, DIM) / 4, normal(1, BATCH, DIM)

@@ -8,14 +8,11 @@ from jax import lax
 
 import jaxdp
 from jaxdp.per_example.tracing import _ragged
+from tests.drawn import normal
 
 BATCH, SEQ, DIM, HIDDEN, EXPERTS = 5, 7, 4, 6, 3
 METHODS = ("materialize", "ghost", "bookkeeping", "fused")
 weigh = lambda squared: jnp.minimum(1.0, 0.5 / jnp.sqrt(squared))
-
-
-def normal(i: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(i), shape)
 
 
 PARAMS = {
@@ -92,7 +89,7 @@ def by_loop(loss, params) -> dict[str, np.ndarray]:
     return {name: np.stack([np.asarray(g[name]) for g in grads]) for name in params}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.quick] * (n == "once")) for n in LOSSES])
+@pytest.mark.parametrize("name", LOSSES)
 def test_every_method_equals_a_loop_over_examples(name: str) -> None:
     loss, params = LOSSES[name]
     grads = by_loop(loss, params)

@@ -104,7 +104,6 @@ def planned(plan: jaxdp.Explanation, case: Case) -> set[tuple[str, int, int]]:
     return {(row.rule, *shapes[row.parameter]) for row in plan.rows if row.primitive == "dot_general"}
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("method", "groups"),
     [

@@ -25,7 +25,6 @@ def members(groups, params):
     return found
 
 
-@pytest.mark.quick
 def test_layers_of_every_kind_of_model():
     expected = {
         "dense_net": {"": ["['b']", "['v']", "['w']"]},

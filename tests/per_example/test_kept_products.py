@@ -13,6 +13,7 @@ from jaxdp.per_example import resolve_groups
 from jaxdp.per_example.planning._plan import make_plan, plan_norms
 from jaxdp.per_example.rewriting._taps import Mode
 from jaxdp.per_example.rewriting._traced import trace
+from tests.drawn import normal
 
 BATCH, LENGTH, WIDTH = 4, 9, 3
 
@@ -26,7 +27,7 @@ def loss(params: Any, x: jax.Array) -> jax.Array:
 
 
 def make_params() -> Any:
-    draw = lambda i, *shape: 0.4 * jax.random.normal(jax.random.key(i), shape)
+    draw = lambda i, *shape: 0.4 * normal(i, *shape)
     layers = {"up": draw(0, 2, WIDTH, 4), "bias": draw(1, 2, 4), "down": draw(2, 2, 4, WIDTH)}
     return {"layers": layers, "head": draw(3, WIDTH, 5)}
 
@@ -39,7 +40,6 @@ def by_layer(path: str) -> str:
 HEAD, DOWN, BIAS, UP = 0, 2, 1, 3
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
     ("method", "groups", "kept"),
     [
@@ -51,7 +51,7 @@ HEAD, DOWN, BIAS, UP = 0, 2, 1, 3
 )
 def test_sums_from_held_gradients_equal_materialize(method: str, groups: Any, kept: set[int]) -> None:
     params = make_params()
-    batch = jax.random.normal(jax.random.key(4), (BATCH, LENGTH, WIDTH)).at[2].set(jnp.inf)
+    batch = normal(4, BATCH, LENGTH, WIDTH).at[2].set(jnp.inf)
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch)
     resolved = resolve_groups(groups, params, traced.stacks)
     modes = make_plan(traced, resolved, method, 1).modes
@@ -72,7 +72,7 @@ def test_gradients_that_are_held_to_the_end_anyway_have_exact_norms(monkeypatch:
     estimator = lambda self, k, t, c, p: self.randomized if self.rule is None else None
     monkeypatch.setattr(NormChoice, "estimator", estimator)
     params, norm = make_params(), Hutchinson(8)
-    batch = jax.random.normal(jax.random.key(4), (BATCH, LENGTH, WIDTH))
+    batch = normal(4, BATCH, LENGTH, WIDTH)
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch, None, norm)
 
     def kept(groups: Any, method: str) -> set[int]:
@@ -104,7 +104,7 @@ def test_somewhat_larger_gradients_are_held_where_that_saves_work(
         layer = lambda x: jnp.tanh(x @ params["kernel"])
         return jnp.sum((jax.checkpoint(layer) if checkpointed else layer)(x) @ params["head"])
 
-    draw = lambda i, *shape: 0.1 * jax.random.normal(jax.random.key(i), shape)
+    draw = lambda i, *shape: 0.1 * normal(i, *shape)
     params, batch = {"head": draw(0, kernel[1], 2), "kernel": draw(1, *kernel)}, draw(2, 3, 64, 192)
     traced = trace(lambda p, x: (loss(p, x), ()), params, batch, rules)
     modes = make_plan(traced, resolve_groups("all", params, traced.stacks), method, 3).modes

@@ -12,6 +12,7 @@ from jax.extend.core import jaxpr_as_fun
 import jaxdp
 from jaxdp.per_example.passes._finite import slow_in_loops
 from jaxdp.per_example.tracing._patch_products import as_product, is_patchwise
+from tests.drawn import normal
 
 # Input and kernel of one example (with its own batch axis), strides, padding, and the rest.
 FORMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], Any, dict[str, Any]]] = {
@@ -47,7 +48,7 @@ def equation(form: Any) -> tuple[Any, Any]:
 def test_the_product_is_the_convolution(form: str) -> None:
     """The same values in the same layout, and no convolution left that would be slow in a loop."""
     apply, eqn = equation(FORMS[form])
-    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(FORMS[form][:2]))
+    x, kernel = (normal(i, *shape) for i, shape in enumerate(FORMS[form][:2]))
     assert is_patchwise(eqn)
     product = as_product(eqn)
     assert not slow_in_loops(product)
@@ -60,8 +61,8 @@ def test_norms_and_sums_are_those_of_the_convolution(form: str) -> None:
     """Through the whole engine, where the kernel is also read by another equation."""
     apply, _ = equation(FORMS[form])
     x_shape, kernel_shape = FORMS[form][:2]
-    params = {"w": jax.random.normal(jax.random.key(0), kernel_shape)}
-    batch = jax.random.normal(jax.random.key(1), (5, *x_shape))
+    params = {"w": normal(0, *kernel_shape)}
+    batch = normal(1, 5, *x_shape)
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.tanh(apply(x, params["w"]))) + jnp.sum(jnp.square(params["w"])) * jnp.mean(x)

@@ -12,8 +12,9 @@ from flax import nnx
 from jax import lax
 
 import jaxdp
+from tests.drawn import normal
 
-X, W = jax.random.normal(jax.random.key(0), (4, 5, 3)), jnp.ones((3, 2))
+X, W = normal(0, 4, 5, 3), jnp.ones((3, 2))
 KEYS = jax.random.split(jax.random.key(1), 4)
 TYPED, RAW = jax.random.key(2), jax.random.PRNGKey(2)
 

@@ -59,7 +59,7 @@ def unit_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "method", "groups", "side", "options"),
     [
-        pytest.param("dense_net", "ghost", "all", "larger", {"microbatch_size": 2}, marks=pytest.mark.quick),
+        pytest.param("dense_net", "ghost", "all", "larger", {"microbatch_size": 2}),
         ("dense_net", "bookkeeping", "all", "smaller", {}),
         ("dense_net", "fused", "param", "rows", {}),
         ("dense_net", "materialize", "all", "smaller", {}),

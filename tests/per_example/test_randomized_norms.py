@@ -9,6 +9,7 @@ import pytest
 
 import jaxdp
 from jaxdp.norms import Hutchinson, HutchPP, NormChoice
+from tests.drawn import normal
 from tests.per_example.model_zoo import BATCH
 from tests.per_example.test_methods import clip_to, clipped_by_hand, reference, relative_error
 
@@ -83,7 +84,7 @@ def stack_of(layers: int, length: int = 6):
 
         return jax.lax.scan(layer, jnp.zeros(()), params["w"])[0]
 
-    row = jax.random.normal(jax.random.key(5), (length, 4))
+    row = normal(5, length, 4)
     return loss, params, jnp.stack([row] * 4)
 
 
@@ -117,7 +118,7 @@ def test_parameters_and_layers_of_one_shape_have_probes_of_their_own(always: Non
         total = jax.lax.scan(layer, jnp.zeros(()), {"v": params["v"], "w": params["w"]})[0]
         return total + jnp.sum(jnp.tanh(x @ params["a"])) + jnp.sum(jnp.tanh(x @ params["b"]))
 
-    rows = jnp.stack([jax.random.normal(jax.random.key(5), (6, 4))] * 3)
+    rows = jnp.stack([normal(5, 6, 4)] * 3)
     grads = jaxdp.per_example_grad(loss, method="ghost")(params, rows)
     for sharing, different in (("batch", 6), ("example", 18)):
         run = jax.jit(lambda k, s=sharing: grads.squared_norms("param", Hutchinson(8, sharing=s), k))  # pyright: ignore
@@ -175,8 +176,8 @@ def test_a_key_is_needed_and_a_rule_keeps_a_norm_exact() -> None:
 def test_long_sequences_are_clipped_one_by_one_with_what_shares_their_threshold(
     always: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    params = {"kernel": jax.random.normal(jax.random.key(1), (2, 5, 5)), "bias": jnp.zeros((2, 5))}
-    batch = jax.random.normal(jax.random.key(2), (4, 12, 5)) * jnp.arange(1.0, 5.0)[:, None, None]
+    params = {"kernel": normal(1, 2, 5, 5), "bias": jnp.zeros((2, 5))}
+    batch = normal(2, 4, 12, 5) * jnp.arange(1.0, 5.0)[:, None, None]
 
     def loss(params, x):
         layer = lambda x, w: (jnp.tanh(x @ w["kernel"] + w["bias"][None]), None)

@@ -8,14 +8,11 @@ import pytest
 from jax import lax
 
 import jaxdp
+from tests.drawn import normal
 
 BATCH, SEQ = 4, 3
 METHODS = ("ghost", "bookkeeping", "fused")
 weigh = lambda squared: jnp.minimum(1.0, 1.0 / jnp.sqrt(squared))
-
-
-def normal(i: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(i), shape)
 
 
 def apply(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -127,7 +124,7 @@ def params_of(view: Callable, d: int, columns: int) -> dict:
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.quick] * (n == "split_columns")) for n in VIEWS])
+@pytest.mark.parametrize("name", VIEWS)
 def test_a_view_has_the_exact_norm_and_sum(name: str) -> None:
     view, d = VIEWS[name], 16
     loss, params, batch = loss_of(view, d), params_of(view, d, 12), normal(3, BATCH, SEQ, d)

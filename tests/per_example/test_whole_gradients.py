@@ -7,13 +7,14 @@ import pytest
 
 import jaxdp
 from tests.certified import assert_certified
+from tests.drawn import normal
 
 METHODS = ("auto", "ghost", "bookkeeping", "fused")
 
 
 def twice(length: int, rows: int = 5, columns: int = 8):
     """One matrix used on nearly the same inputs with opposite signs, as in a temporal difference."""
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), (6, length, *shape))
+    draw = lambda i, *shape: normal(i, 6, length, *shape)
     batch = draw(0, rows), draw(1, columns), 1e-3 * draw(2, rows)
 
     def loss(w, example):

@@ -33,7 +33,6 @@ def step_event(plan: training.Plan, number: int) -> Any:
     return clip_spec(phase.config, plan.config.clipping, phase.groups).dp_event(phase.noise_multiplier or 0.0)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("groups", "counts"), [("layer", (1, 2)), ("param", (2, 4)), ("2", (1, 2))])
 def test_a_plan_counts_the_groups_of_estimated_norms_before_any_weight_is_read(config_file, groups, counts):
     plan = plan_of(config_file, ("clipping.groups", groups), *ESTIMATED)

@@ -76,7 +76,6 @@ def cases(kept, count: int, seed: int):
     return found
 
 
-@pytest.mark.quick
 def test_what_is_damaged_is_named_or_mended(capsys, kept):
     draw, killed = random.Random(1), kept[0] / "killed"
     newest = killed / "checkpoints" / str(max(int(p.name) for p in (killed / "checkpoints").glob("[0-9]")))

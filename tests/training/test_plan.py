@@ -56,7 +56,7 @@ def independent_epsilon(toml: str, noise_multipliers: list[float], accountant) -
     return accountant.get_epsilon(config["privacy"]["delta"])
 
 
-@pytest.mark.quick
+@pytest.mark.quick("rdp-RdpAccountant")
 @pytest.mark.parametrize(("name", "make"), [("pld", PLDAccountant), ("rdp", RdpAccountant)])
 def test_the_stated_epsilon_is_that_of_an_independent_recomputation(tmp_path, name, make):
     plan = plan_of(tmp_path, ("privacy.accountant", name))

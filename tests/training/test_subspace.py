@@ -25,7 +25,6 @@ def loss(params: Any, x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x @ params["a/kernel"] + params["a/bias"]))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(("method", "moments"), [("grape", [(5,), (6, 2)]), ("zeroth_order", [(5,), (6, 5)])])
 def test_moments_live_in_the_subspace_and_weight_decay_outside(config_file: Path, method: str, moments: list) -> None:
     adamw = ("phase.2.optimizer", "adamw"), ("phase.2.weight_decay", "0.5"), ("phase.2.learning_rate", "0.1")

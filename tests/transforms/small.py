@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.drawn import normal
+
 DIM, WIDTH = 3, 4
 PARAMS = {
     "dense": {
-        "kernel": 0.5 * jax.random.normal(jax.random.key(1), (DIM, WIDTH)),
-        "bias": 0.1 * jax.random.normal(jax.random.key(2), (WIDTH,)),
+        "kernel": 0.5 * normal(1, DIM, WIDTH),
+        "bias": 0.1 * normal(2, WIDTH),
     },
-    "head": jax.random.normal(jax.random.key(3), (WIDTH,)),
+    "head": normal(3, WIDTH),
 }
 GROUPS = {"all": "all", "param": "param", "layers": lambda path: "dense" in path}
 
@@ -28,7 +30,7 @@ def batch_of(x: Any, factor: Any) -> dict[str, jax.Array]:
 
 
 def normal_batch(size: int) -> dict[str, jax.Array]:
-    x = jax.random.normal(jax.random.key(4), (size, DIM))
+    x = normal(4, size, DIM)
     return batch_of(x, jnp.linspace(-2.0, 3.0, size))
 
 

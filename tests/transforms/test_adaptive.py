@@ -16,6 +16,7 @@ import jaxdp
 from jaxdp import accounting, sampling, transforms
 from jaxdp.per_example import Blocks, Groups
 from jaxdp.transforms import _adaptive, _noise
+from tests.drawn import normal
 from tests.transforms.small import PARAMS, batch_of, flat64, loss, normal_batch, stacked_grads
 from tests.transforms.styles import STYLES
 
@@ -49,7 +50,7 @@ def sum_of_indicators(before, after, rate=RATE):
     return (share - 0.5) * EXPECTED
 
 
-@pytest.mark.quick
+@pytest.mark.quick("all-auto")
 @pytest.mark.parametrize("source", ["stacked", "auto"])
 @pytest.mark.parametrize("style", ["all", "param", "prefix"])
 def test_one_step_equals_numpy(key, style, source):
@@ -101,7 +102,7 @@ def test_the_sum_is_that_of_clip_at_the_thresholds_in_force(key, rule):
 @pytest.mark.parametrize("quantile", [0.3, 0.8])
 def test_the_threshold_converges_to_the_quantile(key, quantile, stddev, tolerance):
     """Norms of 400 examples, drawn by Poisson sampling with 100 expected; from a hundredth and a hundredfold of it."""
-    norms = jnp.exp(jax.random.normal(jax.random.key(8), (400,)))
+    norms = jnp.exp(normal(8, 400))
     for start in (0.01, 100.0):
         tx = adaptive(key, start, stddev, target_quantile=quantile, expected_batch_size=100.0)
 
@@ -139,7 +140,6 @@ def test_the_stated_multiplier_is_that_of_both_releases_together(key):
         assert whole == pytest.approx(parts, rel=1e-6)
 
 
-@pytest.mark.quick
 def test_the_noise_drawn_is_what_the_accounting_says(key):
     """On the indicators their std, on the sum the larger multiplier times the sensitivity of the step's thresholds."""
     joint, stddev = 0.9, 100.0

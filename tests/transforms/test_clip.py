@@ -33,7 +33,7 @@ def clipped(tx, source="ghost", batch=BATCH, **options):
     return tx.update(given, tx.init(PARAMS), PARAMS)[0]
 
 
-@pytest.mark.quick
+@pytest.mark.quick("flat-all", "auto_v-param")
 @pytest.mark.parametrize("groups", list(GROUPS))
 @pytest.mark.parametrize("rule", ["flat", "auto_s", "auto_v"])
 def test_clip_equals_numpy(groups, rule):

@@ -37,7 +37,7 @@ def noise_of(tx, tree, **options):
     return noisy
 
 
-@pytest.mark.quick
+@pytest.mark.quick("lazy")
 @pytest.mark.parametrize("form", ["lazy", "stacked", "adaptive"])
 def test_clipping_bounds_the_norm_of_both_parts(key, form):
     grads = lazy().materialize() if form == "stacked" else lazy()

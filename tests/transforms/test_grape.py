@@ -15,13 +15,10 @@ import jaxdp
 from jaxdp import transforms
 from jaxdp.per_example import PerExampleGrads, Projection
 from jaxdp.transforms._subspace import Chosen
+from tests.drawn import normal
 
 SIZE, M, N, RANK = 4, 6, 5, 2
 KEY = jax.random.key(3)
-
-
-def normal(i: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.fold_in(jax.random.key(5), i), shape)
 
 
 PARAMS = {"b": normal(0, N), "w": normal(1, M, N), "v": normal(2, N, 7)}
@@ -110,7 +107,6 @@ def test_the_noise_has_the_std_of_the_clipping_norm_on_every_coordinate_of_the_s
     assert abs(np.sqrt(squares) - 1.0) < 0.05
 
 
-@pytest.mark.quick
 def test_the_basis_lasts_a_period_and_each_leaf_and_matrix_has_its_own() -> None:
     first, last, second = (basis_at(step) for step in (0, 2, 3))
     assert sorted(first) == [1, 2]

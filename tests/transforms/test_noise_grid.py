@@ -11,6 +11,7 @@ import jaxdp
 from jaxdp import transforms
 from jaxdp.transforms import ClippedSum
 from jaxdp.transforms._noise_grid import Grid, largest_power_of_two, on_grid
+from tests.drawn import normal
 
 
 def is_power_of_two(x):
@@ -61,7 +62,7 @@ def test_powers_of_two_are_exact_in_double_precision_too():
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_a_release_lies_on_the_grid_and_is_the_rounded_sum_with_rounded_noise(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    draw = lambda i, *shape: 3 * jax.random.normal(jax.random.key(i), shape)
+    draw = lambda i, *shape: 3 * normal(i, *shape)
     tree = {"a": draw(0, 40, 5), "b": draw(1, 7), "c": jax.lax.complex(draw(2, 6), draw(3, 6))}
     entries, share = 200 + 7 + 12, 0.25
     found = jax.jit(lambda tree: released(tree, 0.8, share))(tree)
@@ -102,7 +103,7 @@ def test_neighbouring_sums_stay_within_the_sensitivity_that_the_noise_is_for():
 def test_shaped_noise_has_a_spacing_for_each_group_and_the_stddev_is_told():
     groups = {"['a']": 1.0, "['b']": 8.0}
     params = {"a": jnp.zeros((50, 2)), "b": jnp.zeros(60)}
-    batch = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), (4, *x.shape)), params)
+    batch = jax.tree.map(lambda x: normal(1, 4, *x.shape), params)
     share = 0.5
     clip = transforms.clip(groups, groups="param", noise_shape="equal_budget")
     noise = transforms.add_gaussian_noise(0.7, jax.random.key(0), with_stddev=True, grid=share)

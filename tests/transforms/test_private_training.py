@@ -67,7 +67,7 @@ def reference(sampler, root):
     return w, b
 
 
-@pytest.mark.quick
+@pytest.mark.quick("14-4")
 @pytest.mark.parametrize("padded, microbatch_size", [(None, 5), (None, None), (14, 4)])
 def test_training_equals_numpy_with_one_compilation(key, padded, microbatch_size):
     """Padded sizes that hold every sample, and one that truncates the large ones."""

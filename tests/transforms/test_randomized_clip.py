@@ -13,11 +13,12 @@ import jaxdp
 from jaxdp import accounting, transforms
 from jaxdp.accounting import RandomizedGaussianDpEvent
 from jaxdp.norms import Hutchinson, HutchPP, NormChoice
+from tests.drawn import normal
 
 KEY = jax.random.key(3)
 NORM = Hutchinson(32)
 PARAMS = {"b": jnp.zeros(4), "w": jnp.ones((6, 4))}
-BATCH = {"x": jax.random.normal(jax.random.key(1), (3, 5, 6)), "factor": jnp.array([1.0, 0.5, 2.0])}
+BATCH = {"x": normal(1, 3, 5, 6), "factor": jnp.array([1.0, 0.5, 2.0])}
 
 
 def loss(params, example):

@@ -108,7 +108,6 @@ def test_a_noise_shape_of_other_groups_is_refused():
         transforms.clip({"dense": 1.0, "head": 1.0}, noise_shape={"dense": 1.0, "head": 1.0, "tail": 1.0}).init(PARAMS)
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("noise_shape", ["isotropic", "equal_budget", {**THRESHOLDS, "['out']": 2.0}])
 def test_the_noise_drawn_on_each_group_has_its_std(key, noise_shape, normalize):
