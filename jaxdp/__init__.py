@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING
 
 from jaxdp._lazy import lazily
+from jaxdp._version import __version__
 
 if TYPE_CHECKING:
     from jaxdp import accounting, parallel, per_example, sampling, transforms
     from jaxdp.lowering import target
     from jaxdp.per_example import Explanation, PerExampleGrads, explain, per_example_grad
 
-__version__ = "0.1.0"
 __all__ = [
     "Explanation",
     "PerExampleGrads",
