@@ -9,7 +9,7 @@ import pytest
 
 import jaxdp
 from jaxdp import norms, transforms
-from jaxdp.per_example.passes._passes import _unless_larger
+from jaxdp.per_example.passes._forward_pass import _unless_larger
 from jaxdp.per_example.planning._plan import WHOLE_GRADIENTS
 from tests.floating_point.adversary import KINDS, contribution, example, sequences, worst
 

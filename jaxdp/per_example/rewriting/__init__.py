@@ -7,7 +7,8 @@ backward pass that reports certificates, factors or sums; and all uses that were
 |---|---|
 | `_sites` | where a parameter is used, and when norms at several places add up |
 | `_taps` | the tap: an equation with a backward pass of its own |
-| `_rewrite`, `_slices` | the evaluation, equation by equation, into loops, branches and checkpoints |
+| `_rewrite` | the evaluation, equation by equation |
+| `_control_flow`, `_slices` | into loops, branches and checkpoints |
 | `_traced`, `_overrides` | the loss traced once, with all uses; rules that a user chose |
 | `_operand_views` | from sums at uses back to sums of parameters |
 
