@@ -73,7 +73,7 @@ class ReportedUse:
         """How often the same entries are used: the length of the reports' second axis."""
         return math.prod(loop.length for loop in self.lead if not loop.cuts)
 
-    def canonical(self, report: Report) -> Report:
+    def arranged(self, report: Report) -> Report:
         """The factors with an axis for slices of the weight (if any), then one for repeated steps (if any)."""
         if not self.lead:
             return report
@@ -120,33 +120,34 @@ def clip_family(
     thresholds: Float[Array, " groups"] | None,
     others: Float[Array, "4 groups"],
     reports: dict[UseKey, Report],
-    unbatched: dict[int, Array],
+    shared_entries: dict[int, Array],
     keys: dict[int, ProbeKeys],
     trace_once: TraceOnce = lambda of, fn: fn,
 ) -> tuple[Float[Array, "4 groups"], dict[UseKey, Array]]:
     """One example's certificates in a family's groups, and the clipped sums over the batch, operand by operand.
 
-    `others` are the certificates of what else belongs to these groups; `unbatched` has an entry of each leaf's sum,
-    and `keys` those of the leaves' probes. `trace_once` may trace a function once for all that are alike.
+    `others` are the certificates of what else belongs to these groups; `shared_entries` has one entry of each leaf's
+    sum, which has no batch axis, and `keys` those of the leaves' probes. `trace_once` may trace a function once for all
+    that are alike.
     """
-    canonical = {part.key: part.canonical(reports[part.key]) for m in family.members for part in m.parts}
+    arranged = {part.key: part.arranged(reports[part.key]) for m in family.members for part in m.parts}
     last = clipped_last(family)
     rest = [m for m in family.members if m is not last]
-    norms = others + group_norms(family.num_groups, rest, canonical, keys, trace_once)
+    norms = others + group_norms(family.num_groups, rest, arranged, keys, trace_once)
     totals = {}
     if last is not None:
         (part,) = last.parts
-        report = canonical[part.key]
+        report = arranged[part.key]
         threshold = None if thresholds is None else thresholds[0]
-        key, unit = keys.get(last.leaf), unbatched[last.leaf]
-        norm, total = clipped(part.use, weigh, norms[:, 0], threshold, unit, report.kept, report.cts, key)
+        key, shared_entry = keys.get(last.leaf), shared_entries[last.leaf]
+        norm, total = clipped(part.use, weigh, norms[:, 0], threshold, shared_entry, report.kept, report.cts, key)
         norms, totals[part.key] = norm[:, None], total
     weights = weigh(norms.T, thresholds)
     for member in rest:
         for part in member.parts:
             by_entry = spread(weights, member.groups)
             add = trace_once(part, functools.partial(_weighted_sum, part))
-            totals[part.key] = add(by_entry, canonical[part.key], unbatched[member.leaf])
+            totals[part.key] = add(by_entry, arranged[part.key], shared_entries[member.leaf])
     return norms, totals
 
 
@@ -162,7 +163,7 @@ def clipped_last(family: Family) -> FamilyLeaf | None:
 def group_norms(
     num_groups: int,
     members: Sequence[FamilyLeaf],
-    canonical: dict[UseKey, Report],
+    arranged: dict[UseKey, Report],
     keys: dict[int, ProbeKeys],
     trace_once: TraceOnce = lambda of, fn: fn,
 ) -> Float[Array, "4 groups"]:
@@ -172,7 +173,7 @@ def group_norms(
 
     def norms(member: FamilyLeaf) -> Float[Array, "4 entries"]:
         find = trace_once(member, functools.partial(_entry_norms, member))
-        return find([canonical[part.key] for part in member.parts], keys.get(member.leaf))
+        return find([arranged[part.key] for part in member.parts], keys.get(member.leaf))
 
     return add_up(num_groups, [(member.groups, norms(member)) for member in members])
 
@@ -247,13 +248,13 @@ def _joint_norm(
     return mixed_factored_certificate(a[0], g[0], ids, values, use.choice, key, precision)
 
 
-def _weighted_sum(part: ReportedUse, by_entry: Float[Array, " entries"], report: Report, unbatched: Array) -> Array:
+def _weighted_sum(part: ReportedUse, by_entry: Float[Array, " entries"], report: Report, shared_entry: Array) -> Array:
     """Weighted sum over the batch of what one use contributes, with leading axes for the loops that slice it."""
 
     def one(args: tuple[Array, Report]) -> Array:
         weight, factors = args
         use = Repeated(part.use.eqn, part.use.index, one=part.use) if part.repeats else part.use
-        return contracted(use, weight, unbatched, factors.kept, factors.cts)
+        return contracted(use, weight, shared_entry, factors.kept, factors.cts)
 
     if not part.slices:
         return one((by_entry[0], report))
@@ -261,7 +262,7 @@ def _weighted_sum(part: ReportedUse, by_entry: Float[Array, " entries"], report:
     if part.in_factors:
         total = jax.lax.map(one, (weights, report))
     else:
-        total = contracted(Slices(None, 0), weights, unbatched, report.kept, report.cts)
+        total = contracted(Slices(None, 0), weights, shared_entry, report.kept, report.cts)
     return total.reshape(*part.slices, *total.shape[1:])
 
 

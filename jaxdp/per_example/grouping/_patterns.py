@@ -54,12 +54,12 @@ class FamilyClipper:
         """What is done for this family, and for every other one of its pattern."""
         parts, leaves = _parts(family), [member.leaf for member in family.members]
 
-        def one(consts: Any, limits: Any, unbatched: Any, others: Any, reports: Any, keys: Any) -> tuple[Any, Any]:
+        def one(consts: Any, limits: Any, shared_entry: Any, others: Any, reports: Any, keys: Any) -> tuple[Any, Any]:
             named = {part.key: report for part, report in zip(parts, reports, strict=True)}
             given = {leaf: key for leaf, key in zip(leaves, keys, strict=True) if key is not None}
-            units = {leaf: unbatched for leaf in leaves}
+            shared_entries = {leaf: shared_entry for leaf in leaves}
             norms, sums = clip_family(
-                family, self.weigh.with_consts(consts), limits, others, named, units, given, self._once
+                family, self.weigh.with_consts(consts), limits, others, named, shared_entries, given, self._once
             )
             return norms, [sums[part.key] for part in parts]
 

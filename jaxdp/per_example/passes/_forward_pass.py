@@ -146,8 +146,8 @@ class ForwardPass:
             mine = self._mine(family, reports)
 
             def of_one(mine: dict[UseKey, Report], keys: Any, family: Any = family) -> Array:
-                canonical = {p.key: p.canonical(mine[p.key]) for m in family.members for p in m.parts}
-                return group_norms(family.num_groups, family.members, canonical, keys)
+                arranged = {p.key: p.arranged(mine[p.key]) for m in family.members for p in m.parts}
+                return group_norms(family.num_groups, family.members, arranged, keys)
 
             if mine:
                 pieces.append((numbers, jax.vmap(of_one, in_axes=(0, self._each_example_keys))(mine, self.keys)))

@@ -76,14 +76,14 @@ def clipping_step(families: Sequence[Family], weigh: ClippingWeights) -> Callabl
 
                 found, pull_views = jax.vjp(view, totals)
                 kinds = {key: jnp.zeros((), x.dtype) for key, x in found.items()}
-                unbatched = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
+                shared_entries = {leaf: total.reshape(-1)[:1] for leaf, total in totals.items()}
                 thresholds = {leaf: shadow_of(args, leaf).threshold for leaf in leaves}
                 every = {leaf: shadow_of(args, leaf).key for leaf in leaves}
                 keys = {leaf: key for leaf, key in every.items() if key is not None}
-                return outs, (pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts)
+                return outs, (pull, pull_views, kinds, integers, shared_entries, thresholds, keys, consts)
 
             def bwd(residuals: Any, cts: Any) -> tuple[list[Array], None, None]:
-                pull, pull_views, kinds, integers, unbatched, thresholds, keys, consts = residuals
+                pull, pull_views, kinds, integers, shared_entries, thresholds, keys, consts = residuals
                 local, moving_cts = pull(cts)
                 reports = {key: Report(report.kept | integers[key], report.cts) for key, report in local.items()}
                 norms, totals = {}, {}
@@ -92,7 +92,7 @@ def clipping_step(families: Sequence[Family], weigh: ClippingWeights) -> Callabl
                     first = family.members[0].leaf
                     threshold = None if thresholds[first] is None else thresholds[first][None]
                     mine = {part.key: reports[part.key] for m in family.members for part in m.parts}
-                    norm, found = clip_family(family, inner, threshold, nothing, mine, unbatched, keys)
+                    norm, found = clip_family(family, inner, threshold, nothing, mine, shared_entries, keys)
                     norms[first] = norm[:, 0]
                     totals.update(found)
                 (leaf_totals,) = pull_views({key: as_like(total, kinds[key]) for key, total in totals.items()})

@@ -27,7 +27,7 @@ class OperandViews(Rewriter):
     __repr__ = of_shapes
 
     wanted: frozenset[UseKey] = frozenset()
-    once: frozenset[Path] = frozenset()  # loops of which one step tells all: they do not slice what is wanted
+    single_step: frozenset[Path] = frozenset()  # loops of which one step tells all: they do not slice what is wanted
 
     def _plain(self, eqn: Any, operands: list[Value]) -> list[Plain]:
         if all(x.fixed for x in operands if isinstance(x, Plain)):
@@ -41,12 +41,12 @@ class OperandViews(Rewriter):
         rest = self.wanted - below
         outs, found = super(OperandViews, dataclasses.replace(self, wanted=rest | cut))._scan(eqn, operands, path)
         if below != cut:
-            one_step = dataclasses.replace(self, wanted=frozenset(below - cut), once=self.once | {body})
+            one_step = dataclasses.replace(self, wanted=frozenset(below - cut), single_step=self.single_step | {body})
             found = found | super(OperandViews, one_step)._scan(eqn, operands, path)[1]
         return outs, found
 
     def _loop(self, eqn: Any, path: Path, body: Callable, init: Any, xs: Any) -> Any:
-        if path not in self.once:
+        if path not in self.single_step:
             return super()._loop(eqn, path, body, init, xs)
         state, (ys, found) = body(init, jax.tree.map(lambda x: x[0], xs))
         length = eqn.params["length"]

@@ -91,17 +91,18 @@ def tap(
 
     def fwd(values: Any, shadows: list[Shadow], reports: Any, others: Any, consts: Any, taken: Any) -> tuple[Any, Any]:
         every = {**values, **others}
-        unbatched = [shadow.total.reshape(-1)[:1] for shadow in shadows]
+        shared_entries = [shadow.total.reshape(-1)[:1] for shadow in shadows]
         limits = [(shadow.threshold, shadow.key, shadow.basis) for shadow in shadows]
-        residuals = ({i: every[i] for i in saved}, unbatched, limits, consts, taken)
+        residuals = ({i: every[i] for i in saved}, shared_entries, limits, consts, taken)
         return forward(values, others, _batched_zero(shadows)), residuals
 
     def bwd(residuals: tuple[Any, ...], cotangents: tuple[list[Array], list[Array]]) -> tuple[Any, ...]:
-        (stored, unbatched, limits, consts, taken), (out_cts, weight_cts) = residuals, cotangents
+        (stored, shared_entries, limits, consts, taken), (out_cts, weight_cts) = residuals, cotangents
         floats = [on_its_device(ct) for ct in out_cts if is_float(ct)]
         report_cts: dict[LeafOperand, Report] = {}
         shadow_cts = []
-        for place, weight_ct, one, (threshold, key, basis) in zip(places, weight_cts, unbatched, limits, strict=True):
+        each = zip(places, weight_cts, shared_entries, limits, strict=True)
+        for place, weight_ct, shared_entry, (threshold, key, basis) in each:
             use, mode = uses[place.operand], modes[place.leaf]
             shadow = weights[place.operand].shadows[place.leaf]
             total = own = norm = None
@@ -110,11 +111,11 @@ def tap(
                 report_cts[place] = _report(use, mode, kept, cts, reports[place])
             elif mode is Mode.CLIP:
                 alone = jnp.zeros(TERMS, jnp.float32)
-                norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, one, kept, cts, key)
+                norm, total = clipped(use, weigh.with_consts(consts), alone, threshold, shared_entry, kept, cts, key)
             elif mode is Mode.WHOLE:
                 own = as_like(use.gradient(kept, cts), shadow.total if shadow.whole is None else shadow.whole)
             else:
-                total = contracted(use, weight_ct, one, kept, cts)
+                total = contracted(use, weight_ct, shared_entry, kept, cts)
                 norm = use.certificate(kept, cts, key) if mode is Mode.GHOST else None
             total = None if total is None else as_like(total, shadow.total)
             shadow_cts.append(Shadow(total, own, norm))  # pyright: ignore[reportArgumentType]

@@ -64,8 +64,8 @@ class TracedLoss:
     def evaluate(self, rewriter: Rewriter, weights: Sequence[Weight], example: PyTree) -> tuple[Any, dict[UseKey, Any]]:
         """The loss of one example, and what its taps emit."""
         inputs: list[Value] = [*weights, *(Plain(x, fixed=False, active=False) for x in jax.tree.leaves(example))]
-        live = [x for x, u in zip(inputs, self.used, strict=True) if u]
-        outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, live, ())
+        used_inputs = [x for x, u in zip(inputs, self.used, strict=True) if u]
+        outs, emitted = rewriter.run(self.closed.jaxpr, self.closed.consts, used_inputs, ())
         (value,), more = rewriter.escape_all(outs, ())
         return value.value, emitted | more
 

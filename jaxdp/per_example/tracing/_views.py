@@ -74,8 +74,8 @@ def derive(eqn: Any, operands: Sequence[Value], in_branch: bool = False) -> list
                 shadows[i][leaf] = mine[0]._replace(total=total, whole=None if wholes is None else wholes[i])
     first = weights[0]
     join = eqn.primitive.name == "concatenate"
-    once = covers_once(operands) if join else len(weights) == 1 and first.isometric and _keeps_norm(eqn)
-    parts, side = (tuple(operands), eqn.params["dimension"]) if join and not once else _moved_parts(eqn, first)
+    covers = covers_once(operands) if join else len(weights) == 1 and first.isometric and _keeps_norm(eqn)
+    parts, side = (tuple(operands), eqn.params["dimension"]) if join and not covers else _moved_parts(eqn, first)
     public = all(isinstance(x, Weight) or known(x) is not None for x in operands[1:])
 
     def view(i: int, value: Array, shadows: dict[int, Shadow]) -> Weight:
@@ -83,7 +83,7 @@ def derive(eqn: Any, operands: Sequence[Value], in_branch: bool = False) -> list
         return Weight(
             value=value,
             shadows=shadows,
-            isometric=once,
+            isometric=covers,
             region=region,
             aligned=aligned,
             axes=_axes(eqn, first) if len(weights) == 1 else None,

@@ -12,20 +12,20 @@ from jaxdp.per_example.uses._use import Use
 
 
 def contracted(
-    use: Use, weight: Float[Array, "*slices"], unbatched: Array, operands: dict[int, Array], cts: Sequence[Array]
+    use: Use, weight: Float[Array, "*slices"], shared_entry: Array, operands: dict[int, Array], cts: Sequence[Array]
 ) -> Array:
-    """The use's weighted sum over the batch, without a batch axis."""
+    """The use's weighted sum over the batch, without a batch axis: like `shared_entry`, an entry of the whole sum."""
 
     def contract(
-        batched: Any, unbatched: Array, weight: Array, operands: dict[int, Array], cts: list[Array]
+        batched: Any, shared_entry: Array, weight: Array, operands: dict[int, Array], cts: list[Array]
     ) -> tuple[Array]:
-        del unbatched
+        del shared_entry
         size = next(x.shape[0] for x, b in zip((weight, *cts), (batched[0], *batched[2]), strict=True) if b)
         full = lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape))
         all_cts = [full(ct, b) for ct, b in zip(cts, batched[2], strict=True)]
         return (use.weighted_sum(full(weight, batched[0]), operands, batched[1], all_cts),)
 
-    return over_batch(contract, (False,), unbatched, weight, operands, list(cts))[0]
+    return over_batch(contract, (False,), shared_entry, weight, operands, list(cts))[0]
 
 
 def clipped(
@@ -33,7 +33,7 @@ def clipped(
     weigh: ClippingWeights,
     others: Float[Array, "4"],
     threshold: Float[Array, ""] | None,
-    unbatched: Array,
+    shared_entry: Array,
     operands: dict[int, Array],
     cts: Sequence[Array],
     key: PRNGKeyArray | None = None,
@@ -41,7 +41,7 @@ def clipped(
     """The group's certificate (this use's and the `others`'), and this use's clipped sum over the batch."""
     if not use.clips_in_one_go(cts):
         norm = others + use.certificate(operands, cts, key)
-        return norm, contracted(use, weigh(norm, threshold), unbatched, operands, cts)
+        return norm, contracted(use, weigh(norm, threshold), shared_entry, operands, cts)
 
     def clip(batched: Any, shared: Any, rest: Any, operands: dict[int, Array], cts: list[Array], key: Any) -> Any:
         rest_batched, operands_batched, cts_batched, _ = batched
@@ -55,6 +55,6 @@ def clipped(
         return rest[0] + norms, total
 
     norm, total = over_batch(
-        clip, (True, False), (unbatched, list(weigh.consts)), (others, threshold), operands, list(cts), key
+        clip, (True, False), (shared_entry, list(weigh.consts)), (others, threshold), operands, list(cts), key
     )
     return norm, total
