@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxdp
+from tests.certified import assert_certified
 from tests.drawn import normal
 from tests.per_example.model_zoo import BATCH
 from tests.per_example.test_methods import TOLERANCE, clip_to, clipped_by_hand, relative_error
@@ -45,7 +46,7 @@ def test_a_parameter_behind_a_function_has_its_own_norm_and_not_the_functions() 
         loss = lambda w, x, view=view: jnp.sum(jnp.sin(x @ view(w).reshape(3, 4)))
         norms = jax.jit(lambda loss=loss: jaxdp.per_example_grad(loss, method="ghost")(w, batch).squared_norms())()
         grads = np.asarray(jax.vmap(jax.grad(loss), (None, 0))(w, batch), np.float64)
-        assert np.allclose(norms, np.square(grads).sum(axis=(1, 2)), rtol=1e-5)
+        assert_certified(norms, np.square(grads).sum(axis=(1, 2)))
 
 
 @pytest.mark.parametrize("method", ["ghost", "fused"])
