@@ -65,8 +65,16 @@ def _branch(w: Any, ex: Any) -> jax.Array:
     return jax.lax.cond(ex["x"][0, 0] > -1, lambda: _linear(w, ex), lambda: 2 * _linear(w, ex))
 
 
+def _windows(w: Any, ex: Any) -> jax.Array:
+    rows = lambda i: jax.lax.dynamic_slice(w, (i, jnp.zeros_like(i)), (2, w.shape[1]))
+    return jnp.sum(jax.lax.map(rows, ex["id"]) * ex["g"][:, None, :])
+
+
 KINDS = {
     "embedding": Kind(lambda w, ex: jnp.sum(w[ex["id"]] * ex["g"]), (4, 8)),
+    "windows": Kind(_windows, (4, 8)),
+    "quotient": Kind(lambda w, ex: jnp.sum(ex["x"][:, :1] * ex["g"] / w[None, :]), (8,)),
+    "larger": Kind(lambda w, ex: jnp.sum(jnp.maximum(ex["x"][:, :1] - 1, w[None, :]) * ex["g"]), (8,)),
     "matmul": Kind(_linear, (8, 8)),
     "matmul, transposed": Kind(lambda w, ex: _linear(w.T, ex), (8, 8)),
     "matmul, wide": Kind(_linear, (8, 40)),

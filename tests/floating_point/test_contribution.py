@@ -20,6 +20,8 @@ LENGTH, SEEDS = 16, 15
 FAST = [
     ("embedding", {"method": "ghost"}),
     ("embedding", {"method": "fused"}),
+    ("windows", {"method": "bookkeeping"}),
+    ("quotient", {"method": "ghost"}),
     ("matmul", {"method": "auto", "rules": {"params*": "gram"}}),
     ("matmul, transposed", {"method": "bookkeeping"}),
     ("scan", {"method": "ghost", "rules": {"params*": "gram"}}),
