@@ -66,4 +66,4 @@ dist: $(VENV)/.test
 	rm -rf dist/bare
 
 clean:
-	rm -rf $(VENV) .venv-3.12 .venv-3.13 dist
+	rm -rf $(VENV) .venv-3.12 .venv-3.13 dist .pytest_cache

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import jaxdp
 from jaxdp import transforms
+from jaxdp.transforms._spec import clipping_weights
 from tests.transforms.small import DIM, PARAMS, batch_of, flat64, loss, stacked_grads
 from tests.transforms.styles import MAX_NORM, STYLES
 
@@ -158,6 +159,13 @@ def test_norms_whose_squares_underflow_stay_bounded(groups, rule):
     params = jnp.zeros(1_000_000)
     total, _ = tx.update(grad, tx.init(params), params)
     assert np.linalg.norm(flat64(total.tree)) <= tx.sensitivity * (1 + SLACK)
+
+
+@pytest.mark.parametrize("squared_norm", [1.2e-38, 1e-30, 1e-22])
+def test_no_weight_is_for_a_norm_that_float32_cannot_square(squared_norm):
+    """Whoever made the norm: below 1e-10 its square may have lost any part of it."""
+    weight = clipping_weights("auto_v", jnp.float32(squared_norm), jnp.float32(2.0))
+    assert float(weight) == pytest.approx(2e10)
 
 
 def test_tiny_inputs_do_not_hide_huge_cotangents():
